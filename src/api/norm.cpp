@@ -1,0 +1,133 @@
+// rmsnorm_forward and rmsnorm_backward with their size and name queries: read the params, check them in core,
+// hand the problem to the context's backend. All six go one way, so that they cannot disagree.
+#include <cstring>
+
+#include "core/context.h"
+#include "core/log.h"
+#include "core/params.h"
+#include "core/status.h"
+#include "core/validate.h"
+
+namespace rmsnorm {
+namespace {
+
+const Operation<ForwardProblem> &operation(const Backend &backend, const ForwardProblem &) {
+  return backend.forward;
+}
+const Operation<BackwardProblem> &operation(const Backend &backend, const BackwardProblem &) {
+  return backend.backward;
+}
+
+template <class Problem, size_t kCount>
+rmsnorm_status_t check_pointers(const rmsnorm_context_t &context, const Problem &problem,
+                                const Tensor<Problem> (&table)[kCount], const Launch &launch) {
+  const auto ask = context.backend->check_pointer;
+  if (ask == nullptr || (context.flags & RMSNORM_CONTEXT_CHECK_POINTERS) == 0) return RMSNORM_SUCCESS;
+  for (const Tensor<Problem> &row : table)
+    if (const void *data = (problem.*row.view).data)
+      RMSNORM_TRY(ask(context.state, row.name, data));
+  if (launch.workspace != nullptr) RMSNORM_TRY(ask(context.state, "workspace", launch.workspace));
+  return RMSNORM_SUCCESS;
+}
+
+rmsnorm_status_t check_context(const rmsnorm_context_t *context) {
+  return context != nullptr ? RMSNORM_SUCCESS : fail(RMSNORM_ERROR_NULL, "context is NULL");
+}
+
+template <class Problem, class Params, size_t kCount>
+rmsnorm_status_t run(const rmsnorm_context_t *context, const Params *params,
+                     const Tensor<Problem> (&table)[kCount], void *workspace, size_t workspace_size,
+                     void *stream) {
+  RMSNORM_TRY(check_context(context));
+  Problem problem;
+  RMSNORM_TRY(make_problem(params, Check::kMemory, &problem));
+  const Operation<Problem> &op = operation(*context->backend, problem);
+  const size_t needed = op.workspace_size(context->state, problem);
+  RMSNORM_TRY(check_workspace(problem, workspace, workspace_size, needed));
+  const Launch launch = {needed == 0 ? nullptr : static_cast<char *>(workspace), stream};
+  RMSNORM_TRY(check_pointers(*context, problem, table, launch));
+  if (context->log != nullptr) log_call(*context, problem);
+  return op.run(context->state, problem, launch);
+}
+
+template <class Problem, class Params>
+rmsnorm_status_t workspace_size(const rmsnorm_context_t *context, const Params *params, size_t *size) {
+  RMSNORM_TRY(check_context(context));
+  if (size == nullptr) return fail(RMSNORM_ERROR_NULL, "size is NULL");
+  Problem problem;
+  RMSNORM_TRY(make_problem(params, Check::kShape, &problem));
+  *size = operation(*context->backend, problem).workspace_size(context->state, problem);
+  return RMSNORM_SUCCESS;
+}
+
+template <class Problem, class Params>
+rmsnorm_status_t kernel_name(const rmsnorm_context_t *context, const Params *params, char *name,
+                             size_t capacity) {
+  RMSNORM_TRY(check_context(context));
+  if (name == nullptr) return fail(RMSNORM_ERROR_NULL, "name is NULL");
+  Problem problem;
+  RMSNORM_TRY(make_problem(params, Check::kShape, &problem));
+  char text[RMSNORM_KERNEL_NAME_SIZE];
+  operation(*context->backend, problem).kernel_name(context->state, problem, text);
+  const size_t needed = std::strlen(text) + 1;
+  if (capacity < needed)
+    return fail(RMSNORM_ERROR_VALUE, "capacity = %zu, but the name needs %zu bytes", capacity, needed);
+  copy_text(text, name, capacity);
+  return RMSNORM_SUCCESS;
+}
+
+}  // namespace
+}  // namespace rmsnorm
+
+using rmsnorm::BackwardProblem;
+using rmsnorm::ForwardProblem;
+
+extern "C" {
+
+void rmsnorm_forward_params_init(void *params, size_t struct_size) {
+  rmsnorm::init_struct(params, struct_size);
+}
+
+rmsnorm_status_t rmsnorm_forward(const rmsnorm_context_t *context,
+                                 const rmsnorm_forward_params_t *params, void *workspace,
+                                 size_t workspace_size, void *stream) {
+  return rmsnorm::run<ForwardProblem>(context, params, rmsnorm::kForwardTensors, workspace,
+                                      workspace_size, stream);
+}
+
+rmsnorm_status_t rmsnorm_forward_workspace_size(const rmsnorm_context_t *context,
+                                                const rmsnorm_forward_params_t *params,
+                                                size_t *size) {
+  return rmsnorm::workspace_size<ForwardProblem>(context, params, size);
+}
+
+rmsnorm_status_t rmsnorm_forward_kernel_name(const rmsnorm_context_t *context,
+                                             const rmsnorm_forward_params_t *params, char *name,
+                                             size_t capacity) {
+  return rmsnorm::kernel_name<ForwardProblem>(context, params, name, capacity);
+}
+
+void rmsnorm_backward_params_init(void *params, size_t struct_size) {
+  rmsnorm::init_struct(params, struct_size);
+}
+
+rmsnorm_status_t rmsnorm_backward(const rmsnorm_context_t *context,
+                                  const rmsnorm_backward_params_t *params, void *workspace,
+                                  size_t workspace_size, void *stream) {
+  return rmsnorm::run<BackwardProblem>(context, params, rmsnorm::kBackwardTensors, workspace,
+                                       workspace_size, stream);
+}
+
+rmsnorm_status_t rmsnorm_backward_workspace_size(const rmsnorm_context_t *context,
+                                                 const rmsnorm_backward_params_t *params,
+                                                 size_t *size) {
+  return rmsnorm::workspace_size<BackwardProblem>(context, params, size);
+}
+
+rmsnorm_status_t rmsnorm_backward_kernel_name(const rmsnorm_context_t *context,
+                                              const rmsnorm_backward_params_t *params, char *name,
+                                              size_t capacity) {
+  return rmsnorm::kernel_name<BackwardProblem>(context, params, name, capacity);
+}
+
+}  // extern "C"
