@@ -1,0 +1,300 @@
+// The launcher of rmsnorm_backward: a plan (which kernels, how much workspace for what), then the launches.
+#include <cstdio>
+
+#include "cuda/kernels/backward_exact.cuh"
+#include "cuda/kernels/backward_rows.cuh"
+#include "cuda/kernels/sum_partials.cuh"
+#include "cuda/operations.h"
+#include "cuda/tuning.h"
+
+namespace rmsnorm::cuda {
+namespace {
+
+template <class T>
+const void *rows_kernel(int vectors) {
+  switch (vectors) {
+    case 1: return reinterpret_cast<const void *>(backward_rows<T, 1>);
+    case 2: return reinterpret_cast<const void *>(backward_rows<T, 2>);
+    default: return reinterpret_cast<const void *>(backward_rows<T, 4>);
+  }
+}
+
+const void *rows_kernel(rmsnorm_dtype_t dtype, int vectors) {
+  switch (dtype) {
+    case RMSNORM_DTYPE_BF16: return rows_kernel<__nv_bfloat16>(vectors);
+    case RMSNORM_DTYPE_F16: return rows_kernel<__half>(vectors);
+    case RMSNORM_DTYPE_F32: return rows_kernel<float>(vectors);
+    default: return rows_kernel<AnyElement>(vectors);
+  }
+}
+
+// The dtype that x, dy and dx share; NONE if they are mixed.
+rmsnorm_dtype_t row_dtype(const BackwardProblem &p) {
+  const bool same = p.dy.dtype == p.x.dtype && (!p.dx.present() || p.dx.dtype == p.x.dtype);
+  return same ? p.x.dtype : rmsnorm_dtype_t(RMSNORM_DTYPE_NONE);
+}
+
+// What runs, and where its partial sums lie in the workspace (bytes from its aligned start).
+struct Plan {
+  rmsnorm_dtype_t dtype;  // of backward_rows
+  BackwardConfig config;  // vectors 0: the exact kernels alone
+  BackwardMemory memory;
+  int64_t sums;        // weight gradients: one, or one per group
+  int64_t sum_tasks;   // rows that share a sum
+  // backward_rows
+  bool rows_dweight;
+  int64_t blocks, iterations, chunks, pitch;
+  // the exact kernels
+  bool exact_rows;     // backward_rstd and backward_exact
+  bool columns;        // backward_columns
+  int64_t column_chunks;
+  size_t partial, row_rstd, dweight, dbias, bytes;
+};
+
+constexpr size_t kAlignment = 256;
+
+// The offset of count * size more bytes. A total beyond 2^62 stays there: no workspace is that large.
+size_t reserve(unsigned __int128 count, size_t size, size_t *total) {
+  const size_t at = *total;
+  const unsigned __int128 end = at + (count * size + kAlignment - 1) / kAlignment * kAlignment;
+  *total = end < (size_t{1} << 62) ? static_cast<size_t>(end) : size_t{1} << 62;
+  return at;
+}
+
+Plan plan_of(const State &state, const BackwardProblem &p) {
+  Plan plan = {};
+  const int64_t tasks = p.rows * p.groups;
+  plan.dtype = row_dtype(p);
+  plan.sums = p.per_group ? p.groups : 1;
+  plan.sum_tasks = p.per_group ? p.rows : tasks;
+  const int width = plan.dtype == RMSNORM_DTYPE_F16 || plan.dtype == RMSNORM_DTYPE_BF16 ? 8 : 4;
+  const bool rows_outputs = p.dx.present() || p.dresidual.present() || p.dweight.present();
+  if (p.x.dtype != RMSNORM_DTYPE_F64) plan.config = choose_backward(divide_up(p.cols, width));
+  BackwardConfig &config = plan.config;
+  if (config.vectors != 0) {
+    const int padded = config.vectors * config.threads * width;
+    const int slots = config.vectors * config.threads * config.groups;
+    plan.memory = {slots, padded, config.stages, config.groups};
+    if (plan.memory.bytes() > state.shared_memory) config = {};
+  }
+  if (config.vectors != 0 && rows_outputs) {
+    const int64_t wanted =
+        divide_up(int64_t(state.multiprocessors) * config.blocks_per_multiprocessor, plan.sums);
+    const int64_t most = divide_up(plan.sum_tasks, config.groups);
+    plan.blocks = wanted < most ? wanted : most;
+    plan.iterations = plan.blocks > 0 ? divide_up(plan.sum_tasks, plan.blocks * config.groups) : 0;
+    plan.chunks = divide_up(plan.iterations, kFlushRows);
+    plan.pitch = plan.memory.padded;
+    plan.rows_dweight = p.dweight.present();
+    if (plan.rows_dweight)
+      plan.partial = reserve(static_cast<unsigned __int128>(plan.sums) * plan.blocks *
+                                 (plan.chunks * plan.pitch),
+                             sizeof(float), &plan.bytes);
+  }
+  plan.exact_rows = config.vectors == 0 && rows_outputs;
+  const bool column_dweight = p.dweight.present() && !plan.rows_dweight;
+  plan.columns = column_dweight || p.dbias.present();
+  if (plan.exact_rows) plan.row_rstd = reserve(tasks, sizeof(double), &plan.bytes);
+  if (plan.columns) {
+    const int64_t tiles = divide_up(p.cols, kColumnThreads) * plan.sums;
+    plan.column_chunks = choose_column_chunks(plan.sum_tasks, tiles, state.multiprocessors);
+    const unsigned __int128 count =
+        static_cast<unsigned __int128>(plan.sums) * plan.column_chunks * p.cols;
+    if (column_dweight) plan.dweight = reserve(count, sizeof(double), &plan.bytes);
+    if (p.dbias.present()) plan.dbias = reserve(count, sizeof(double), &plan.bytes);
+  }
+  if (plan.bytes > 0) plan.bytes += kAlignment;  // to align a workspace that is not
+  return plan;
+}
+
+class Run {
+ public:
+  Run(const State &state, const BackwardProblem &problem, const Launch &call)
+      : state_(state), p_(problem), plan_(plan_of(state, problem)), stream_(call.stream) {
+    const uintptr_t start = reinterpret_cast<uintptr_t>(call.workspace);
+    workspace_ = reinterpret_cast<char *>((start + kAlignment - 1) / kAlignment * kAlignment);
+  }
+
+  rmsnorm_status_t run() {
+    if (plan_.columns || plan_.exact_rows) RMSNORM_TRY(run_exact());
+    if (plan_.config.vectors != 0 && plan_.blocks > 0) RMSNORM_TRY(run_rows());
+    if (!p_.dweight.present() && !p_.dbias.present()) return RMSNORM_SUCCESS;
+    if (plan_.rows_dweight)
+      RMSNORM_TRY(sum<float>(p_.dweight, plan_.partial, plan_.blocks * plan_.chunks, plan_.pitch));
+    else if (p_.dweight.present())
+      RMSNORM_TRY(sum<double>(p_.dweight, plan_.dweight, plan_.column_chunks, p_.cols));
+    if (p_.dbias.present())
+      RMSNORM_TRY(sum<double>(p_.dbias, plan_.dbias, plan_.column_chunks, p_.cols));
+    return RMSNORM_SUCCESS;
+  }
+
+ private:
+  // The first kernel may overlap the stream's earlier work if the caller asked for it; sum_partials always may
+  // overlap the end of the kernel before it, which is ours.
+  bool overlap() {
+    const bool first = !launched_;
+    launched_ = true;
+    return first && p_.overlap;
+  }
+
+  template <class T>
+  T *at(size_t offset) {
+    return reinterpret_cast<T *>(workspace_ + offset);
+  }
+
+  rmsnorm_status_t launch_tasks(const void *kernel, ExactBackwardArgs args) {
+    args.overlap = overlap();
+    LaunchShape shape = {0, kExactThreads, 1, 0, stream_, args.overlap};
+    for (args.first_task = 0; args.first_task < args.tasks.count; args.first_task += shape.blocks) {
+      const int64_t left = args.tasks.count - args.first_task;
+      shape.blocks = left < kMostBlocks ? left : kMostBlocks;
+      RMSNORM_TRY(launch(state_, kernel, shape, &args));
+    }
+    return RMSNORM_SUCCESS;
+  }
+
+  rmsnorm_status_t run_exact() {
+    ExactBackwardArgs args = {};
+    args.tasks = {p_.rows * p_.groups, p_.groups};
+    if (args.tasks.count == 0) return zero_partials();
+    args.dy = matrix_of(p_.dy);
+    args.x = matrix_of(p_.x);
+    args.weight = matrix_of(p_.weight);
+    args.rstd = matrix_of(p_.rstd);
+    args.dresidual_out = matrix_of(p_.dresidual_out);
+    args.dx = matrix_of(p_.dx);
+    args.dresidual = matrix_of(p_.dresidual);
+    args.row_rstd = at<double>(plan_.row_rstd);
+    args.dweight = plan_.columns && p_.dweight.present() && !plan_.rows_dweight
+                       ? at<double>(plan_.dweight)
+                       : nullptr;
+    args.dbias = p_.dbias.present() ? at<double>(plan_.dbias) : nullptr;
+    args.rows = plan_.sum_tasks;
+    args.cols = p_.cols;
+    args.chunks = plan_.column_chunks;
+    args.eps = p_.eps;
+    args.weight_offset = p_.weight_offset;
+    args.per_group = p_.per_group;
+    if (plan_.exact_rows)
+      RMSNORM_TRY(launch_tasks(p_.x.dtype == RMSNORM_DTYPE_F64
+                                   ? reinterpret_cast<const void *>(backward_rstd<true>)
+                                   : reinterpret_cast<const void *>(backward_rstd<false>),
+                               args));
+    if (plan_.columns) {
+      args.rows_per_chunk = divide_up(plan_.sum_tasks, plan_.column_chunks);
+      args.overlap = overlap();
+      const int64_t blocks =
+          divide_up(p_.cols, kColumnThreads) * plan_.sums * plan_.column_chunks;
+      RMSNORM_TRY(check_blocks(blocks));
+      const LaunchShape shape = {blocks, kColumnThreads, 1, 0, stream_, args.overlap};
+      RMSNORM_TRY(launch(state_, reinterpret_cast<const void *>(backward_columns), shape, &args));
+    }
+    if (plan_.exact_rows && (p_.dx.present() || p_.dresidual.present()))
+      RMSNORM_TRY(launch_tasks(reinterpret_cast<const void *>(backward_exact), args));
+    return RMSNORM_SUCCESS;
+  }
+
+  rmsnorm_status_t run_rows() {
+    BackwardArgs args = {};
+    args.tasks = {plan_.sum_tasks, p_.groups};
+    args.dy = matrix_of(p_.dy);
+    args.x = matrix_of(p_.x);
+    args.weight = matrix_of(p_.weight);
+    args.rstd = matrix_of(p_.rstd);
+    args.dresidual_out = matrix_of(p_.dresidual_out);
+    args.dx = matrix_of(p_.dx);
+    args.dresidual = matrix_of(p_.dresidual);
+    args.partial = plan_.rows_dweight ? at<float>(plan_.partial) : nullptr;
+    args.cols = p_.cols;
+    args.eps = p_.eps;
+    args.weight_offset = p_.weight_offset;
+    args.inverse_cols = float(1.0 / double(p_.cols));
+    args.blocks = int(plan_.blocks);
+    args.chunks = int(plan_.chunks);
+    args.iterations = int(plan_.iterations);
+    args.stages = plan_.config.stages;
+    args.per_group = p_.per_group;
+    args.overlap = overlap();
+    RMSNORM_TRY(check_blocks(plan_.blocks * plan_.sums));
+    const LaunchShape shape = {plan_.blocks * plan_.sums, plan_.config.threads, plan_.config.groups,
+                               plan_.memory.bytes(), stream_, args.overlap};
+    return launch(state_, rows_kernel(plan_.dtype, plan_.config.vectors), shape, &args);
+  }
+
+  template <class Real>
+  rmsnorm_status_t sum(const View &out, size_t partial, int64_t count, int64_t pitch) {
+    SumArgs args = {};
+    args.partial = at<void>(partial);
+    args.count = count;
+    args.pitch = pitch;
+    args.cols = p_.cols;
+    args.out = out.data;
+    args.out_group_stride = matrix_of(out).group_stride;
+    args.dtype = out.dtype;
+    args.accumulate = p_.accumulate;
+    args.overlap = p_.overlap;
+    const int64_t blocks = divide_up(p_.cols, kSumColumns) * plan_.sums;
+    RMSNORM_TRY(check_blocks(blocks));
+    const LaunchShape shape = {blocks, kSumColumns, kSumRows, 0, stream_, launched_ || p_.overlap};
+    return launch(state_, reinterpret_cast<const void *>(sum_partials<Real>), shape, &args);
+  }
+
+  // No rows: sum_partials adds nothing.
+  rmsnorm_status_t zero_partials() {
+    plan_.column_chunks = 0;
+    return RMSNORM_SUCCESS;
+  }
+
+  rmsnorm_status_t check_blocks(int64_t blocks) {
+    if (blocks <= kMostBlocks) return RMSNORM_SUCCESS;
+    return fail(RMSNORM_ERROR_NOT_SUPPORTED, "groups = %lld of cols = %lld: too many weight gradients",
+                (long long)p_.groups, (long long)p_.cols);
+  }
+
+  const State &state_;
+  const BackwardProblem &p_;
+  Plan plan_;
+  void *stream_;
+  char *workspace_;
+  bool launched_ = false;
+};
+
+size_t workspace_size(const void *state, const BackwardProblem &p) {
+  return plan_of(*static_cast<const State *>(state), p).bytes;
+}
+
+void kernel_name(const void *state, const BackwardProblem &p, char *name) {
+  const Plan plan = plan_of(*static_cast<const State *>(state), p);
+  if (plan.config.vectors == 0) {
+    std::snprintf(name, RMSNORM_KERNEL_NAME_SIZE, "cuda_backward_exact");
+    return;
+  }
+  std::snprintf(name, RMSNORM_KERNEL_NAME_SIZE, "cuda_backward_rows_%s_v%d_t%d_g%d_s%d",
+                plan.dtype == RMSNORM_DTYPE_NONE ? "mixed" : dtype_name(plan.dtype), plan.config.vectors,
+                plan.config.threads, plan.config.groups, plan.config.stages);
+}
+
+rmsnorm_status_t run(const void *state, const BackwardProblem &p, const Launch &call) {
+  DeviceGuard guard(*static_cast<const State *>(state));
+  RMSNORM_TRY(guard.status());
+  return Run(*static_cast<const State *>(state), p, call).run();
+}
+
+}  // namespace
+
+const Operation<BackwardProblem> kBackward = {workspace_size, kernel_name, run};
+
+rmsnorm_status_t visit_backward_kernels(const KernelVisitor &visitor) {
+  for (const rmsnorm_dtype_t dtype : kRowDtypes)
+    for (const int vectors : {1, 2, 4}) RMSNORM_TRY(visitor.visit(rows_kernel(dtype, vectors), true));
+  for (const void *kernel : {reinterpret_cast<const void *>(backward_rstd<false>),
+                             reinterpret_cast<const void *>(backward_rstd<true>),
+                             reinterpret_cast<const void *>(backward_columns),
+                             reinterpret_cast<const void *>(backward_exact),
+                             reinterpret_cast<const void *>(sum_partials<float>),
+                             reinterpret_cast<const void *>(sum_partials<double>)})
+    RMSNORM_TRY(visitor.visit(kernel, false));
+  return RMSNORM_SUCCESS;
+}
+
+}  // namespace rmsnorm::cuda

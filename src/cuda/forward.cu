@@ -1,0 +1,132 @@
+// The launcher of rmsnorm_forward: which kernel, which configuration, which arguments.
+#include <cstdio>
+
+#include "cuda/kernels/forward_exact.cuh"
+#include "cuda/kernels/forward_rows.cuh"
+#include "cuda/operations.h"
+#include "cuda/tuning.h"
+
+namespace rmsnorm::cuda {
+namespace {
+
+template <class T>
+const void *rows_kernel(int vectors) {
+  switch (vectors) {
+    case 1: return reinterpret_cast<const void *>(forward_rows<T, 1>);
+    case 2: return reinterpret_cast<const void *>(forward_rows<T, 2>);
+    case 4: return reinterpret_cast<const void *>(forward_rows<T, 4>);
+    default: return reinterpret_cast<const void *>(forward_long<T>);
+  }
+}
+
+// vectors 0: forward_long.
+const void *rows_kernel(rmsnorm_dtype_t dtype, int vectors) {
+  switch (dtype) {
+    case RMSNORM_DTYPE_BF16: return rows_kernel<__nv_bfloat16>(vectors);
+    case RMSNORM_DTYPE_F16: return rows_kernel<__half>(vectors);
+    case RMSNORM_DTYPE_F32: return rows_kernel<float>(vectors);
+    default: return rows_kernel<AnyElement>(vectors);
+  }
+}
+
+// The dtype that all of the row's tensors have; NONE if they are mixed.
+rmsnorm_dtype_t row_dtype(const ForwardProblem &p) {
+  const rmsnorm_dtype_t dtype = p.x.dtype;
+  const bool same = p.y.dtype == dtype && p.h_dtype == dtype &&
+                    (!p.residual.present() || p.residual.dtype == dtype);
+  return same ? dtype : rmsnorm_dtype_t(RMSNORM_DTYPE_NONE);
+}
+
+struct Plan {
+  rmsnorm_dtype_t dtype;  // of the row's tensors; NONE: mixed
+  ForwardConfig config;   // threads 0: forward_exact
+};
+
+Plan plan_of(const State &state, const ForwardProblem &p) {
+  const rmsnorm_dtype_t dtype = row_dtype(p);
+  if (dtype == RMSNORM_DTYPE_F64) return {dtype, {0, 0, 1, 0}};
+  const int width = dtype == RMSNORM_DTYPE_F16 || dtype == RMSNORM_DTYPE_BF16 ? 8 : 4;
+  return {dtype, choose_forward(divide_up(p.cols, width), p.rows * p.groups, state.multiprocessors,
+                                state.shared_memory)};
+}
+
+size_t workspace_size(const void *, const ForwardProblem &) { return 0; }
+
+void kernel_name(const void *state, const ForwardProblem &p, char *name) {
+  const Plan plan = plan_of(*static_cast<const State *>(state), p);
+  const char *dtype = plan.dtype == RMSNORM_DTYPE_NONE ? "mixed" : dtype_name(plan.dtype);
+  if (plan.config.threads == 0)
+    std::snprintf(name, RMSNORM_KERNEL_NAME_SIZE, "cuda_forward_exact_%s", dtype);
+  else if (plan.config.vectors == 0)
+    std::snprintf(name, RMSNORM_KERNEL_NAME_SIZE, "cuda_forward_long_%s_t%d", dtype,
+                  plan.config.threads);
+  else
+    std::snprintf(name, RMSNORM_KERNEL_NAME_SIZE, "cuda_forward_rows_%s_v%d_t%d_r%d", dtype,
+                  plan.config.vectors, plan.config.threads, plan.config.rows);
+}
+
+rmsnorm_status_t run(const void *opaque, const ForwardProblem &p, const Launch &call) {
+  const State &state = *static_cast<const State *>(opaque);
+  const int64_t tasks = p.rows * p.groups;
+  if (tasks == 0) return RMSNORM_SUCCESS;
+  const Plan plan = plan_of(state, p);
+
+  ForwardArgs args = {};
+  args.tasks = {tasks, p.groups};
+  args.x = matrix_of(p.x);
+  args.residual = matrix_of(p.residual);
+  args.weight = matrix_of(p.weight);
+  args.bias = matrix_of(p.bias);
+  args.y = matrix_of(p.y);
+  args.residual_out = matrix_of(p.residual_out);
+  args.rstd = matrix_of(p.rstd);
+  args.cols = p.cols;
+  args.eps = p.eps;
+  args.weight_offset = p.weight_offset;
+  args.eps_float = float(p.eps);
+  args.inverse_cols = float(1.0 / double(p.cols));
+  if (p.x.dtype != RMSNORM_DTYPE_F64) {
+    args.offset_high = float(p.weight_offset);
+    args.offset_low = float(p.weight_offset - double(args.offset_high));
+  }
+  args.h_dtype = p.h_dtype;
+  args.llama = p.llama;
+  args.overlap = p.overlap;
+  args.weight_packed = p.weight.present() && plan.dtype != RMSNORM_DTYPE_NONE &&
+                       element_size(p.weight.dtype) == element_size(p.x.dtype);
+
+  LaunchShape shape = {0, kExactThreads, 1, 0, call.stream, p.overlap};
+  const void *kernel = plan.dtype == RMSNORM_DTYPE_F64
+                           ? reinterpret_cast<const void *>(forward_exact<true>)
+                           : reinterpret_cast<const void *>(forward_exact<false>);
+  if (plan.config.threads != 0) {
+    kernel = rows_kernel(plan.dtype, plan.config.vectors);
+    shape.threads_x = plan.config.threads;
+    shape.threads_y = plan.config.rows;
+    shape.shared_memory = plan.config.shared_memory;
+  }
+  DeviceGuard guard(state);
+  RMSNORM_TRY(guard.status());
+  while (args.first_task < tasks) {
+    const int64_t left = divide_up(tasks - args.first_task, shape.threads_y);
+    shape.blocks = left < kMostBlocks ? left : kMostBlocks;
+    RMSNORM_TRY(launch(state, kernel, shape, &args));
+    args.first_task += shape.blocks * shape.threads_y;
+  }
+  return RMSNORM_SUCCESS;
+}
+
+}  // namespace
+
+const Operation<ForwardProblem> kForward = {workspace_size, kernel_name, run};
+
+rmsnorm_status_t visit_forward_kernels(const KernelVisitor &visitor) {
+  for (const rmsnorm_dtype_t dtype : kRowDtypes) {
+    for (const int vectors : {1, 2, 4}) RMSNORM_TRY(visitor.visit(rows_kernel(dtype, vectors), false));
+    RMSNORM_TRY(visitor.visit(rows_kernel(dtype, 0), true));
+  }
+  RMSNORM_TRY(visitor.visit(reinterpret_cast<const void *>(forward_exact<false>), false));
+  return visitor.visit(reinterpret_cast<const void *>(forward_exact<true>), false);
+}
+
+}  // namespace rmsnorm::cuda

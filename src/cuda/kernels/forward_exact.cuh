@@ -1,0 +1,176 @@
+// Forward in fp64 arithmetic, for what the row kernels do not take: fp64 tensors (kPairs: sums and products as pairs
+// of doubles, rows scaled by a power of two where squares leave fp64's range) and rows of any dtype that are
+// longer than a block's registers. One block a row, two passes: h is read again from memory or L2.
+#pragma once
+
+#include "cuda/kernels/normalise.cuh"
+
+namespace rmsnorm::cuda {
+namespace {
+
+constexpr int kExactThreads = 512;
+
+struct Pair {
+  double high, low;
+};
+
+__device__ inline Pair add(Pair a, Pair b) {
+  const double sum = a.high + b.high;
+  const double part = sum - a.high;
+  const double lost = (a.high - (sum - part)) + (b.high - part) + (a.low + b.low);
+  const double high = sum + lost;
+  return isfinite(high) ? Pair{high, lost - (high - sum)} : Pair{sum, 0};
+}
+
+__device__ inline Pair add_square(Pair sum, double value) {
+  const double square = value * value;
+  return add(sum, {square, isfinite(square) ? fma(value, value, -square) : 0});
+}
+
+// 1 / sqrt(m), one Newton step on the fp64 result.
+__device__ inline Pair inverse_root(Pair m) {
+  const double root = 1.0 / sqrt(m.high);
+  const double square = root * root, square_low = fma(root, root, -square);
+  const double one = m.high * square;
+  const double one_low = fma(m.high, square, -one) + (m.high * square_low + m.low * square);
+  const double correction = 0.5 * root * ((1.0 - one) - one_low);
+  return {root, isfinite(correction) ? correction : 0};
+}
+
+__device__ inline double block_max(double value, double *scratch) {
+  for (int offset = 16; offset > 0; offset /= 2)
+    value = fmax(value, __shfl_xor_sync(0xffffffffu, value, offset));
+  if (threadIdx.x % 32 == 0) scratch[threadIdx.x / 32] = value;
+  __syncthreads();
+  value = scratch[threadIdx.x % 32 < kExactThreads / 32 ? threadIdx.x % 32 : 0];
+  for (int offset = 16; offset > 0; offset /= 2)
+    value = fmax(value, __shfl_xor_sync(0xffffffffu, value, offset));
+  __syncthreads();
+  return value;
+}
+
+__device__ inline Pair block_sum(Pair value, Pair *scratch) {
+  const auto over_warp = [&] {
+    for (int offset = 16; offset > 0; offset /= 2)
+      value = add(value, {__shfl_xor_sync(0xffffffffu, value.high, offset),
+                          __shfl_xor_sync(0xffffffffu, value.low, offset)});
+  };
+  over_warp();
+  if (threadIdx.x % 32 == 0) scratch[threadIdx.x / 32] = value;
+  __syncthreads();
+  value = threadIdx.x % 32 < kExactThreads / 32 ? scratch[threadIdx.x % 32] : Pair{0, 0};
+  over_warp();
+  __syncthreads();
+  return value;
+}
+
+// The sum over the block's row of what `element` gives for each column.
+template <bool kPairs, class Element>
+__device__ inline Pair sum_of_squares(int64_t cols, Element element, Pair *scratch) {
+  Pair sum = {0, 0};
+  for (int64_t c = threadIdx.x; c < cols; c += kExactThreads) {
+    const double h = element(c);
+    if (kPairs) sum = add_square(sum, h);
+    else sum.high = fma(h, h, sum.high);
+  }
+  return block_sum(sum, scratch);
+}
+
+struct ExactScale {
+  Pair rstd;     // of the row times 2^exponent
+  int exponent;  // 0 unless the row's squares leave fp64's range
+};
+
+// rstd of the block's row. eps is scaled along with the row.
+template <bool kPairs, class Element>
+__device__ inline ExactScale exact_scale(int64_t cols, double eps, Element element, Pair *scratch) {
+  const auto mean_plus_eps = [&](Pair sum, double scaled_eps) {
+    const double mean = sum.high / double(cols);
+    const double rest = (fma(-mean, double(cols), sum.high) + sum.low) / double(cols);
+    return add({mean, isfinite(rest) ? rest : 0}, {scaled_eps, 0});
+  };
+  const Pair m = mean_plus_eps(sum_of_squares<kPairs>(cols, element, scratch), eps);
+  if (!kPairs || (m.high >= 0x1p-900 && m.high <= 0x1p1000)) return {inverse_root(m), 0};
+  double largest = 0;
+  for (int64_t c = threadIdx.x; c < cols; c += kExactThreads)
+    largest = fmax(largest, fabs(element(c)));
+  largest = block_max(largest, reinterpret_cast<double *>(scratch));
+  largest = fmax(largest, sqrt(eps));
+  if (isnan(m.high) || isinf(largest) || largest == 0) return {{1.0 / sqrt(m.high), 0}, 0};
+  const int exponent = -ilogb(largest);
+  const double scaled_eps = scalbn(scalbn(eps, exponent), exponent);
+  const Pair scaled = mean_plus_eps(
+      sum_of_squares<kPairs>(
+          cols, [&](int64_t c) { return scalbn(element(c), exponent); }, scratch),
+      scaled_eps);
+  return {inverse_root(scaled), exponent};
+}
+
+// h * rstd * weight where an intermediate would be subnormal: mantissas are multiplied, exponents added.
+__device__ inline double normalise_by_exponents(const ExactScale &scale, double h, double weight) {
+  int h_exponent = 0, weight_exponent = 0;
+  const double h_mantissa = frexp(h, &h_exponent), weight_mantissa = frexp(weight, &weight_exponent);
+  const double product = h_mantissa * scale.rstd.high * weight_mantissa;
+  return scalbn(product, h_exponent + scale.exponent + weight_exponent);
+}
+
+template <bool kPairs>
+__device__ inline double normalise_element(const ForwardArgs &a, const ExactScale &scale, double h,
+                                           double weight, double bias) {
+  if (!kPairs) {
+    double t = h * scale.rstd.high;
+    if (a.llama) t = round_double_to(t, a.h_dtype);
+    t *= weight + a.weight_offset;
+    return a.bias.data != nullptr ? t + bias : t;
+  }
+  const double scaled = scalbn(h, scale.exponent);
+  const double t = scaled * scale.rstd.high;
+  if (h != 0 && fabs(t) < 0x1p-900 && scale.rstd.high > 0 && !a.llama) {
+    const double product = normalise_by_exponents(scale, h, weight + a.weight_offset);
+    return a.bias.data != nullptr ? product + bias : product;
+  }
+  const PairScale<double> pair = {scale.rstd.high, scale.rstd.low, 1, a.weight_offset, 0};
+  return normalise_pair(a, pair, scaled, weight, bias);
+}
+
+template <bool kPairs>
+__global__ void __launch_bounds__(kExactThreads)
+    forward_exact(const __grid_constant__ ForwardArgs a) {
+  __shared__ Pair scratch[32];
+  const int64_t task = a.first_task + blockIdx.x;
+  int64_t r, g;
+  a.tasks.locate(task, &r, &g);
+  if (a.overlap) let_next_start();
+  wait_for_previous();
+
+  const char *x = a.x.at(r, g), *residual = a.residual.at(r, g);
+  char *residual_out = a.residual_out.at(r, g);
+  const auto h_of = [&](int64_t c) {
+    const double value = load_double(x, c, a.x.dtype);
+    if (a.residual.data == nullptr) return value;
+    return round_double_to(value + load_double(residual, c, a.residual.dtype), a.h_dtype);
+  };
+  // Once h is stored it is read from there: residual_out may lie over x or residual.
+  const auto h_again = [&](int64_t c) {
+    return a.residual_out.data != nullptr ? load_double(residual_out, c, a.h_dtype) : h_of(c);
+  };
+  if (a.residual_out.data != nullptr)
+    for (int64_t c = threadIdx.x; c < a.cols; c += kExactThreads)
+      store_double(residual_out, c, a.h_dtype, h_of(c));
+
+  const ExactScale scale = exact_scale<kPairs>(a.cols, a.eps, h_again, scratch);
+  if (a.rstd.data != nullptr && threadIdx.x == 0)
+    store_double(a.rstd.at(r, g), 0, a.rstd.dtype, scalbn(scale.rstd.high, scale.exponent));
+
+  char *y = a.y.at(r, g);
+  const char *weight = a.weight.data + g * a.weight.group_stride;
+  const char *bias = a.bias.data + g * a.bias.group_stride;
+  for (int64_t c = threadIdx.x; c < a.cols; c += kExactThreads) {
+    const double w = a.weight.data != nullptr ? load_double(weight, c, a.weight.dtype) : 1;
+    const double b = a.bias.data != nullptr ? load_double(bias, c, a.bias.dtype) : 0;
+    store_double(y, c, a.y.dtype, normalise_element<kPairs>(a, scale, h_again(c), w, b));
+  }
+}
+
+}  // namespace
+}  // namespace rmsnorm::cuda

@@ -1,0 +1,26 @@
+// The operations' launchers, for the backend's table, and the list of their kernels.
+#pragma once
+
+#include "core/backend.h"
+#include "cuda/runtime.h"
+
+namespace rmsnorm::cuda {
+
+extern const Operation<ForwardProblem> kForward;
+extern const Operation<BackwardProblem> kBackward;
+
+// The row kernels' instantiations; NONE stands for mixed dtypes, switched at run time.
+constexpr rmsnorm_dtype_t kRowDtypes[] = {RMSNORM_DTYPE_BF16, RMSNORM_DTYPE_F16, RMSNORM_DTYPE_F32,
+                                          RMSNORM_DTYPE_NONE};
+
+// Prepares a new context: the kernels that need more shared memory than 48 KB are allowed all of the device's;
+// `all` loads the others too (PRELOAD).
+struct KernelVisitor {
+  const State &state;
+  bool all;
+  rmsnorm_status_t visit(const void *kernel, bool needs_shared_memory) const;
+};
+rmsnorm_status_t visit_forward_kernels(const KernelVisitor &visitor);
+rmsnorm_status_t visit_backward_kernels(const KernelVisitor &visitor);
+
+}  // namespace rmsnorm::cuda
