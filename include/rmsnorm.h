@@ -121,8 +121,8 @@ enum {
  *
  * Each (row, group) of cols elements is normalised on its own. groups = 1 is plain RMSNorm; heads
  * as groups normalise q and k in place inside a packed QKV tensor: rows tokens, groups heads, cols
- * head_dim, row_stride the packed width, group_stride head_dim. Batch x sequence with a gap is rows
- * x groups as well.
+ * head_dim, row_stride the packed width, group_stride head_dim. Batch x sequence with a gap is
+ * rows x groups as well.
  *
  * Inputs may have any strides, zero and negative too; the stride of a dimension of size 1 is
  * ignored. In an output no two elements may coincide. data must be a multiple of the element size:
@@ -178,8 +178,8 @@ typedef struct rmsnorm_device_info_t {
 RMSNORM_API void rmsnorm_device_info_init(void *info, size_t struct_size);
 
 /* The number of devices. CUDA: 0 and success where there is no driver or none of its devices.
- * Errors: NULL (count), VALUE or NEWER_LIBRARY (device), BACKEND_NOT_BUILT, DRIVER_TOO_OLD, CUDA.
- * */
+ * Errors: NULL (count), VALUE or NEWER_LIBRARY (device), BACKEND_NOT_BUILT, DRIVER_TOO_OLD,
+ * CUDA. */
 RMSNORM_API rmsnorm_status_t rmsnorm_device_count(rmsnorm_device_t device, int32_t *count);
 
 /* Describes one device; writes at most info->struct_size bytes. Creates no CUDA context.

@@ -107,12 +107,18 @@ rmsnorm_status_t read_state(State *state, int32_t ordinal) {
   return RMSNORM_SUCCESS;
 }
 
-rmsnorm_status_t prepare_kernels(const State &state, bool all) {
-  DeviceGuard guard(state);
+rmsnorm_status_t prepare_kernels(State *state, bool all) {
+  DeviceGuard guard(*state);
   RMSNORM_TRY(guard.status());
-  const KernelVisitor visitor = {state, all};
+  const KernelVisitor visitor = {*state, all};
   RMSNORM_TRY(visit_forward_kernels(visitor));
-  return visit_backward_kernels(visitor);
+  RMSNORM_TRY(visit_backward_kernels(visitor));
+  // PTX for an older architecture runs on a newer device, but does not wait for its predecessor.
+  cudaFuncAttributes attributes;
+  if (const cudaError_t error = cudaFuncGetAttributes(&attributes, any_kernel()))
+    return cuda_failure(error, "cudaFuncGetAttributes");
+  state->dependent_launch = state->compute_capability >= 90 && attributes.ptxVersion >= 90;
+  return RMSNORM_SUCCESS;
 }
 
 void destroy(void *opaque) {
@@ -128,7 +134,7 @@ rmsnorm_status_t create(const rmsnorm_context_options_t &options, void **opaque)
   if (state == nullptr) return fail(RMSNORM_ERROR_OUT_OF_MEMORY, "no memory for a context");
   rmsnorm_status_t status = read_state(state, options.ordinal);
   if (status == RMSNORM_SUCCESS)
-    status = prepare_kernels(*state, (options.flags & RMSNORM_CONTEXT_PRELOAD) != 0);
+    status = prepare_kernels(state, (options.flags & RMSNORM_CONTEXT_PRELOAD) != 0);
   if (status != RMSNORM_SUCCESS) destroy(state);
   else *opaque = state;
   return status;

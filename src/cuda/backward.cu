@@ -1,4 +1,5 @@
 // The launcher of rmsnorm_backward: a plan (which kernels, how much workspace for what), then the launches.
+#include <array>
 #include <cstdio>
 
 #include "cuda/kernels/backward_exact.cuh"
@@ -10,36 +11,53 @@
 namespace rmsnorm::cuda {
 namespace {
 
-template <class T>
+template <class T, bool kWhole>
 const void *rows_kernel(int vectors) {
   switch (vectors) {
-    case 1: return reinterpret_cast<const void *>(backward_rows<T, 1>);
-    case 2: return reinterpret_cast<const void *>(backward_rows<T, 2>);
-    default: return reinterpret_cast<const void *>(backward_rows<T, 4>);
+    case 1: return reinterpret_cast<const void *>(backward_rows<T, 1, kWhole>);
+    case 2: return reinterpret_cast<const void *>(backward_rows<T, 2, kWhole>);
+    default: return reinterpret_cast<const void *>(backward_rows<T, 4, kWhole>);
   }
 }
 
+template <bool kWhole>
 const void *rows_kernel(rmsnorm_dtype_t dtype, int vectors) {
   switch (dtype) {
-    case RMSNORM_DTYPE_BF16: return rows_kernel<__nv_bfloat16>(vectors);
-    case RMSNORM_DTYPE_F16: return rows_kernel<__half>(vectors);
-    case RMSNORM_DTYPE_F32: return rows_kernel<float>(vectors);
-    default: return rows_kernel<AnyElement>(vectors);
+    case RMSNORM_DTYPE_BF16: return rows_kernel<__nv_bfloat16, kWhole>(vectors);
+    case RMSNORM_DTYPE_F16: return rows_kernel<__half, kWhole>(vectors);
+    case RMSNORM_DTYPE_F32: return rows_kernel<float, kWhole>(vectors);
+    default: return rows_kernel<AnyElement, kWhole>(vectors);
   }
 }
 
-// The dtype that x, dy and dx share; NONE if they are mixed.
+// The tensors of rows x groups x cols.
+std::array<const View *, 5> row_views(const BackwardProblem &p) {
+  return {&p.dy, &p.x, &p.dresidual_out, &p.dx, &p.dresidual};
+}
+
+// The dtype that they share; NONE if they are mixed.
 rmsnorm_dtype_t row_dtype(const BackwardProblem &p) {
-  const bool same = p.dy.dtype == p.x.dtype && (!p.dx.present() || p.dx.dtype == p.x.dtype);
-  return same ? p.x.dtype : rmsnorm_dtype_t(RMSNORM_DTYPE_NONE);
+  for (const View *view : row_views(p))
+    if (view->present() && view->dtype != p.x.dtype) return RMSNORM_DTYPE_NONE;
+  return p.x.dtype;
+}
+
+// Whether every access can be a whole vector of `width` elements.
+bool is_whole(const BackwardProblem &p, int width) {
+  bool whole = p.cols % width == 0 && rows_aligned(p.weight, 16);
+  for (const View *view : row_views(p))
+    whole = whole && (!view->present() || rows_aligned(*view, width * element_size(view->dtype)));
+  return whole;
 }
 
 // What runs, and where its partial sums lie in the workspace (bytes from its aligned start).
 struct Plan {
-  rmsnorm_dtype_t dtype;  // of backward_rows
+  rmsnorm_dtype_t dtype;  // of backward_rows; NONE: mixed
+  int width;              // elements of its vectors
   BackwardConfig config;  // vectors 0: the exact kernels alone
   BackwardMemory memory;
-  int64_t sums;        // weight gradients: one, or one per group
+  bool by_group;
+  int64_t sums;        // weight gradients: one, or one per group (by_group)
   int64_t sum_tasks;   // rows that share a sum
   // backward_rows
   bool rows_dweight;
@@ -61,13 +79,17 @@ size_t reserve(unsigned __int128 count, size_t size, size_t *total) {
   return at;
 }
 
-Plan plan_of(const State &state, const BackwardProblem &p) {
+// by_group: weight, dweight or dbias is per group, so that a block keeps to one group.
+bool is_by_group(const BackwardProblem &p) { return p.per_group || p.weight.group_stride != 0; }
+
+Plan plan_of(const State &state, const BackwardProblem &p, bool by_group) {
   Plan plan = {};
   const int64_t tasks = p.rows * p.groups;
   plan.dtype = row_dtype(p);
-  plan.sums = p.per_group ? p.groups : 1;
-  plan.sum_tasks = p.per_group ? p.rows : tasks;
-  const int width = plan.dtype == RMSNORM_DTYPE_F16 || plan.dtype == RMSNORM_DTYPE_BF16 ? 8 : 4;
+  plan.by_group = by_group;
+  plan.sums = plan.by_group ? p.groups : 1;
+  plan.sum_tasks = plan.by_group ? p.rows : tasks;
+  const int width = plan.width = plan.dtype == RMSNORM_DTYPE_F16 || plan.dtype == RMSNORM_DTYPE_BF16 ? 8 : 4;
   const bool rows_outputs = p.dx.present() || p.dresidual.present() || p.dweight.present();
   if (p.x.dtype != RMSNORM_DTYPE_F64) plan.config = choose_backward(divide_up(p.cols, width));
   BackwardConfig &config = plan.config;
@@ -110,7 +132,7 @@ Plan plan_of(const State &state, const BackwardProblem &p) {
 class Run {
  public:
   Run(const State &state, const BackwardProblem &problem, const Launch &call)
-      : state_(state), p_(problem), plan_(plan_of(state, problem)), stream_(call.stream) {
+      : state_(state), p_(problem), plan_(plan_of(state, problem, is_by_group(problem))), stream_(call.stream) {
     const uintptr_t start = reinterpret_cast<uintptr_t>(call.workspace);
     workspace_ = reinterpret_cast<char *>((start + kAlignment - 1) / kAlignment * kAlignment);
   }
@@ -174,7 +196,7 @@ class Run {
     args.chunks = plan_.column_chunks;
     args.eps = p_.eps;
     args.weight_offset = p_.weight_offset;
-    args.per_group = p_.per_group;
+    args.by_group = plan_.by_group;
     if (plan_.exact_rows)
       RMSNORM_TRY(launch_tasks(p_.x.dtype == RMSNORM_DTYPE_F64
                                    ? reinterpret_cast<const void *>(backward_rstd<true>)
@@ -213,12 +235,15 @@ class Run {
     args.chunks = int(plan_.chunks);
     args.iterations = int(plan_.iterations);
     args.stages = plan_.config.stages;
-    args.per_group = p_.per_group;
+    args.by_group = plan_.by_group;
     args.overlap = overlap();
     RMSNORM_TRY(check_blocks(plan_.blocks * plan_.sums));
     const LaunchShape shape = {plan_.blocks * plan_.sums, plan_.config.threads, plan_.config.groups,
                                plan_.memory.bytes(), stream_, args.overlap};
-    return launch(state_, rows_kernel(plan_.dtype, plan_.config.vectors), shape, &args);
+    const void *kernel = is_whole(p_, plan_.width)
+                             ? rows_kernel<true>(plan_.dtype, plan_.config.vectors)
+                             : rows_kernel<false>(plan_.dtype, plan_.config.vectors);
+    return launch(state_, kernel, shape, &args);
   }
 
   template <class Real>
@@ -232,10 +257,10 @@ class Run {
     args.out_group_stride = matrix_of(out).group_stride;
     args.dtype = out.dtype;
     args.accumulate = p_.accumulate;
-    args.overlap = p_.overlap;
+    args.overlap = launched_ || p_.overlap;
     const int64_t blocks = divide_up(p_.cols, kSumColumns) * plan_.sums;
     RMSNORM_TRY(check_blocks(blocks));
-    const LaunchShape shape = {blocks, kSumColumns, kSumRows, 0, stream_, launched_ || p_.overlap};
+    const LaunchShape shape = {blocks, kSumColumns, kSumRows, 0, stream_, args.overlap};
     return launch(state_, reinterpret_cast<const void *>(sum_partials<Real>), shape, &args);
   }
 
@@ -260,11 +285,14 @@ class Run {
 };
 
 size_t workspace_size(const void *state, const BackwardProblem &p) {
-  return plan_of(*static_cast<const State *>(state), p).bytes;
+  // The larger of both: the size must not depend on strides.
+  const State &own = *static_cast<const State *>(state);
+  const size_t together = plan_of(own, p, false).bytes, by_group = plan_of(own, p, true).bytes;
+  return together > by_group ? together : by_group;
 }
 
 void kernel_name(const void *state, const BackwardProblem &p, char *name) {
-  const Plan plan = plan_of(*static_cast<const State *>(state), p);
+  const Plan plan = plan_of(*static_cast<const State *>(state), p, is_by_group(p));
   if (plan.config.vectors == 0) {
     std::snprintf(name, RMSNORM_KERNEL_NAME_SIZE, "cuda_backward_exact");
     return;
@@ -286,7 +314,10 @@ const Operation<BackwardProblem> kBackward = {workspace_size, kernel_name, run};
 
 rmsnorm_status_t visit_backward_kernels(const KernelVisitor &visitor) {
   for (const rmsnorm_dtype_t dtype : kRowDtypes)
-    for (const int vectors : {1, 2, 4}) RMSNORM_TRY(visitor.visit(rows_kernel(dtype, vectors), true));
+    for (const int vectors : {1, 2, 4}) {
+      RMSNORM_TRY(visitor.visit(rows_kernel<false>(dtype, vectors), true));
+      RMSNORM_TRY(visitor.visit(rows_kernel<true>(dtype, vectors), true));
+    }
   for (const void *kernel : {reinterpret_cast<const void *>(backward_rstd<false>),
                              reinterpret_cast<const void *>(backward_rstd<true>),
                              reinterpret_cast<const void *>(backward_columns),

@@ -9,24 +9,33 @@
 namespace rmsnorm::cuda {
 namespace {
 
-template <class T>
+// vectors 0: forward_long.
+template <class T, bool kWhole>
 const void *rows_kernel(int vectors) {
   switch (vectors) {
-    case 1: return reinterpret_cast<const void *>(forward_rows<T, 1>);
-    case 2: return reinterpret_cast<const void *>(forward_rows<T, 2>);
-    case 4: return reinterpret_cast<const void *>(forward_rows<T, 4>);
-    default: return reinterpret_cast<const void *>(forward_long<T>);
+    case 1: return reinterpret_cast<const void *>(forward_rows<T, 1, kWhole>);
+    case 2: return reinterpret_cast<const void *>(forward_rows<T, 2, kWhole>);
+    case 4: return reinterpret_cast<const void *>(forward_rows<T, 4, kWhole>);
+    default: return reinterpret_cast<const void *>(forward_long<T, kWhole>);
   }
 }
 
-// vectors 0: forward_long.
+template <bool kWhole>
 const void *rows_kernel(rmsnorm_dtype_t dtype, int vectors) {
   switch (dtype) {
-    case RMSNORM_DTYPE_BF16: return rows_kernel<__nv_bfloat16>(vectors);
-    case RMSNORM_DTYPE_F16: return rows_kernel<__half>(vectors);
-    case RMSNORM_DTYPE_F32: return rows_kernel<float>(vectors);
-    default: return rows_kernel<AnyElement>(vectors);
+    case RMSNORM_DTYPE_BF16: return rows_kernel<__nv_bfloat16, kWhole>(vectors);
+    case RMSNORM_DTYPE_F16: return rows_kernel<__half, kWhole>(vectors);
+    case RMSNORM_DTYPE_F32: return rows_kernel<float, kWhole>(vectors);
+    default: return rows_kernel<AnyElement, kWhole>(vectors);
   }
+}
+
+// Whether every access can be a whole vector of `width` elements.
+bool is_whole(const ForwardProblem &p, int width) {
+  bool whole = p.cols % width == 0 && rows_aligned(p.weight, 16) && rows_aligned(p.bias, 16);
+  for (const View *view : {&p.x, &p.residual, &p.y, &p.residual_out})
+    whole = whole && (!view->present() || rows_aligned(*view, width * element_size(view->dtype)));
+  return whole;
 }
 
 // The dtype that all of the row's tensors have; NONE if they are mixed.
@@ -39,15 +48,17 @@ rmsnorm_dtype_t row_dtype(const ForwardProblem &p) {
 
 struct Plan {
   rmsnorm_dtype_t dtype;  // of the row's tensors; NONE: mixed
+  int width;              // elements of a vector
   ForwardConfig config;   // threads 0: forward_exact
 };
 
 Plan plan_of(const State &state, const ForwardProblem &p) {
   const rmsnorm_dtype_t dtype = row_dtype(p);
-  if (dtype == RMSNORM_DTYPE_F64) return {dtype, {0, 0, 1, 0}};
+  if (dtype == RMSNORM_DTYPE_F64) return {dtype, 1, {0, 0, 1, 0}};
   const int width = dtype == RMSNORM_DTYPE_F16 || dtype == RMSNORM_DTYPE_BF16 ? 8 : 4;
-  return {dtype, choose_forward(divide_up(p.cols, width), p.rows * p.groups, state.multiprocessors,
-                                state.shared_memory)};
+  return {dtype, width,
+          choose_forward(divide_up(p.cols, width), p.rows * p.groups, state.multiprocessors,
+                         state.shared_memory)};
 }
 
 size_t workspace_size(const void *, const ForwardProblem &) { return 0; }
@@ -94,13 +105,16 @@ rmsnorm_status_t run(const void *opaque, const ForwardProblem &p, const Launch &
   args.overlap = p.overlap;
   args.weight_packed = p.weight.present() && plan.dtype != RMSNORM_DTYPE_NONE &&
                        element_size(p.weight.dtype) == element_size(p.x.dtype);
+  args.plain = args.weight_packed && p.weight.dtype == p.x.dtype && !p.bias.present() &&
+               p.weight_offset == 0 && !p.llama;
 
   LaunchShape shape = {0, kExactThreads, 1, 0, call.stream, p.overlap};
   const void *kernel = plan.dtype == RMSNORM_DTYPE_F64
                            ? reinterpret_cast<const void *>(forward_exact<true>)
                            : reinterpret_cast<const void *>(forward_exact<false>);
   if (plan.config.threads != 0) {
-    kernel = rows_kernel(plan.dtype, plan.config.vectors);
+    kernel = is_whole(p, plan.width) ? rows_kernel<true>(plan.dtype, plan.config.vectors)
+                                     : rows_kernel<false>(plan.dtype, plan.config.vectors);
     shape.threads_x = plan.config.threads;
     shape.threads_y = plan.config.rows;
     shape.shared_memory = plan.config.shared_memory;
@@ -120,11 +134,14 @@ rmsnorm_status_t run(const void *opaque, const ForwardProblem &p, const Launch &
 
 const Operation<ForwardProblem> kForward = {workspace_size, kernel_name, run};
 
+const void *any_kernel() { return reinterpret_cast<const void *>(forward_exact<false>); }
+
 rmsnorm_status_t visit_forward_kernels(const KernelVisitor &visitor) {
-  for (const rmsnorm_dtype_t dtype : kRowDtypes) {
-    for (const int vectors : {1, 2, 4}) RMSNORM_TRY(visitor.visit(rows_kernel(dtype, vectors), false));
-    RMSNORM_TRY(visitor.visit(rows_kernel(dtype, 0), true));
-  }
+  for (const rmsnorm_dtype_t dtype : kRowDtypes)
+    for (const int vectors : {0, 1, 2, 4}) {
+      RMSNORM_TRY(visitor.visit(rows_kernel<false>(dtype, vectors), vectors == 0));
+      RMSNORM_TRY(visitor.visit(rows_kernel<true>(dtype, vectors), vectors == 0));
+    }
   RMSNORM_TRY(visitor.visit(reinterpret_cast<const void *>(forward_exact<false>), false));
   return visitor.visit(reinterpret_cast<const void *>(forward_exact<true>), false);
 }

@@ -22,5 +22,6 @@ struct KernelVisitor {
 };
 rmsnorm_status_t visit_forward_kernels(const KernelVisitor &visitor);
 rmsnorm_status_t visit_backward_kernels(const KernelVisitor &visitor);
+const void *any_kernel();
 
 }  // namespace rmsnorm::cuda

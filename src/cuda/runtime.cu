@@ -104,7 +104,7 @@ rmsnorm_status_t launch(const State &state, const void *kernel, const LaunchShap
   config.dynamicSmemBytes = shape.shared_memory;
   config.stream = static_cast<cudaStream_t>(shape.stream);
   cudaLaunchAttribute attribute = {};
-  if (shape.overlap && state.compute_capability >= 90) {
+  if (shape.overlap && state.dependent_launch) {
     attribute.id = cudaLaunchAttributeProgrammaticStreamSerialization;
     attribute.val.programmaticStreamSerializationAllowed = 1;
     config.attrs = &attribute;

@@ -31,6 +31,7 @@ struct State {
   int ordinal;
   int multiprocessors;
   int compute_capability;    // 90
+  bool dependent_launch;     // programmatic dependent launch: the device and the kernels' code have it
   size_t shared_memory;      // bytes that a block may have
   bool unregistered_memory;  // the device can use any host memory
   Driver driver;
@@ -85,6 +86,15 @@ rmsnorm_status_t launch(const State &state, const void *kernel, const LaunchShap
 
 // Blocks of one launch are at most 2^31 - 1.
 constexpr int64_t kMostBlocks = 0x7fffffff;
+
+// Whether every row of a view starts at a multiple of `bytes`; absent views do.
+inline bool rows_aligned(const View &view, int64_t bytes) {
+  const int64_t size = view.present() ? element_size(view.dtype) : 0;
+  return (reinterpret_cast<uintptr_t>(view.data) | static_cast<uintptr_t>(view.row_stride * size) |
+          static_cast<uintptr_t>(view.group_stride * size)) %
+             static_cast<uintptr_t>(bytes) ==
+         0;
+}
 
 inline Matrix matrix_of(const View &view) {
   const int64_t size = view.present() ? element_size(view.dtype) : 0;

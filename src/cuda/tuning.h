@@ -67,17 +67,13 @@ struct BackwardConfig {
 // many lose 15-20 %, twice as many 4-9 %. Two groups in one block beat two blocks (.985, .974 at 4096) and
 // halve the partial rows.
 inline BackwardConfig choose_backward(int64_t row_vectors) {
-  if (row_vectors <= 32) {  // 131072x256: a warp a row, 4 blocks, .926
+  if (row_vectors <= 32) {  // 262144x128: 16 threads a row, 3 blocks, .92
     const int threads = round_up_to_power_of_two(row_vectors);
-    return {1, threads, 256 / threads, 3, 4};
+    return {1, threads, 256 / threads, 3, 3};
   }
-  if (row_vectors <= 128) {  // 32768x1024: 128 threads, 4 groups, 2 blocks, .938
-    const int threads = int(divide_up(row_vectors, 32)) * 32;
-    return {1, threads, threads <= 64 ? 8 : 4, 2, 2};
-  }
-  if (row_vectors <= 1024) {  // 2048 .956, 4096 .985, 8192 .986
+  if (row_vectors <= 1024) {  // 1024 .94, 2048 .956, 4096 .985, 8192 .986
     const int threads = int(divide_up(row_vectors, 2 * 32)) * 32;
-    const int groups = threads <= 128 ? 4 : threads <= 256 ? 2 : 1;
+    const int groups = threads <= 32 ? 16 : threads <= 64 ? 8 : threads <= 128 ? 4 : threads <= 256 ? 2 : 1;
     return {2, threads, groups, groups == 1 ? 3 : 2, 1};
   }
   if (row_vectors <= 2048)  // 16384: .92-.935 without a cluster

@@ -14,10 +14,10 @@ struct ExactBackwardArgs {
   int64_t first_task;
   Matrix dy, x, weight, rstd, dresidual_out, dx, dresidual;
   double *row_rstd;          // [tasks]
-  double *dweight, *dbias;   // partial sums [groups if per_group][chunks][cols]; NULL: not wanted
+  double *dweight, *dbias;   // partial sums [groups if by_group][chunks][cols]; NULL: not wanted
   int64_t rows, cols, chunks, rows_per_chunk;  // rows: tasks that share a sum
   double eps, weight_offset;
-  bool per_group, overlap;
+  bool by_group, overlap;
 };
 
 // row_rstd: as given; computed where it is absent, 0, Inf or subnormal.
@@ -28,8 +28,7 @@ __global__ void __launch_bounds__(kExactThreads)
   const int64_t task = a.first_task + blockIdx.x;
   int64_t r, g;
   a.tasks.locate(task, &r, &g);
-  if (a.overlap) let_next_start();
-  wait_for_previous();
+  if (a.overlap) start_beside_neighbours();
   double rstd = a.rstd.data != nullptr ? load_double(a.rstd.at(r, g), 0, a.rstd.dtype) : 0;
   const double smallest = a.rstd.dtype == RMSNORM_DTYPE_F64 ? 0x1p-1022 : 0x1p-126;
   if (fabs(rstd) < smallest || isinf(rstd)) {
@@ -46,8 +45,7 @@ constexpr int kColumnThreads = 128;
 
 __global__ void __launch_bounds__(kColumnThreads)
     backward_columns(const __grid_constant__ ExactBackwardArgs a) {
-  if (a.overlap) let_next_start();
-  wait_for_previous();
+  if (a.overlap) start_beside_neighbours();
   const int64_t tiles = (a.cols + kColumnThreads - 1) / kColumnThreads;
   const int64_t tile = blockIdx.x % tiles, partial = blockIdx.x / tiles;
   const int64_t group = partial / a.chunks, chunk = partial % a.chunks;
@@ -59,7 +57,7 @@ __global__ void __launch_bounds__(kColumnThreads)
 #pragma unroll 4
   for (int64_t i = begin; i < end; ++i) {
     int64_t r = i, g = group;
-    if (!a.per_group) a.tasks.locate(i, &r, &g);
+    if (!a.by_group) a.tasks.locate(i, &r, &g);
     const double dy = load_double(a.dy.at(r, g), c, a.dy.dtype);
     dbias += dy;
     if (a.dweight != nullptr)
@@ -76,7 +74,6 @@ __global__ void __launch_bounds__(kExactThreads)
   const int64_t task = a.first_task + blockIdx.x;
   int64_t r, g;
   a.tasks.locate(task, &r, &g);
-  wait_for_previous();
   const char *x = a.x.at(r, g), *dy = a.dy.at(r, g);
   const char *weight = a.weight.data + g * a.weight.group_stride;
   const double rstd = a.row_rstd[task];

@@ -18,9 +18,9 @@ namespace rmsnorm::cuda {
 namespace {
 
 struct BackwardArgs {
-  Tasks tasks;  // per_group: of one group, and blockIdx.x / blocks is the group
+  Tasks tasks;  // by_group: of one group, which is blockIdx.x / blocks
   Matrix dy, x, weight, rstd, dresidual_out, dx, dresidual;
-  float *partial;  // [groups if per_group][blocks][chunks][pitch]; NULL: no dweight
+  float *partial;  // [groups if by_group][blocks][chunks][padded]; NULL: no dweight
   int64_t cols;
   double eps, weight_offset;
   float inverse_cols;
@@ -28,21 +28,24 @@ struct BackwardArgs {
   int chunks;      // partial rows of each block
   int iterations;  // rows of each group of threads
   int stages;
-  bool per_group, overlap;
+  bool by_group, overlap;  // by_group: weight or dweight is per group, and a block keeps to one group
 };
 
 // At most this many fp32 additions in a row for dweight: 64 terms of one sign lose at most 2^-19 of their sum.
 constexpr int kFlushRows = 64;
 constexpr int kMaxBackwardGroups = 8;  // rows longer than a warp: each has a named barrier and scratch
 
-constexpr int kBackwardThreads = 512;
+template <int V>
+constexpr int kBackwardThreads = V == 1 ? 256 : 512;
+template <int V>
+constexpr int kBackwardBlocks = V == 1 ? 3 : 1;  // per multiprocessor, at least
 
 // Copies a vector to this thread's slot: asynchronously if it is whole and aligned.
-template <class T>
+template <class T, bool kWhole>
 __device__ inline void copy_vector(Vector<T> *slot, const char *data, int valid, bool aligned,
                                    rmsnorm_dtype_t dtype) {
 #if __CUDA_ARCH__ >= 800
-  if (aligned && valid >= kWidth<T>) {
+  if (kWhole ? valid > 0 : aligned && valid >= kWidth<T>) {
     const uint32_t address = uint32_t(__cvta_generic_to_shared(slot));
     if (size_of_element<T>(dtype) * kWidth<T> == 16)
       asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(address), "l"(data) : "memory");
@@ -51,7 +54,7 @@ __device__ inline void copy_vector(Vector<T> *slot, const char *data, int valid,
     return;
   }
 #endif
-  *slot = load_vector<T>(data, valid, aligned, dtype);
+  *slot = load_vector<T, kWhole>(data, valid, aligned, dtype);
 }
 
 __device__ inline void commit_stage() {
@@ -99,16 +102,101 @@ __device__ inline void write_parts(float *to, int lane, int threads, const float
         make_float4(in[i], in[i + 1], in[i + 2], in[i + 3]);
 }
 
-// What a row's threads know of it.
-struct BackwardScale {
-  double exact;  // rstd
-  float rstd;
-  double mean;  // of w * dy * xhat
-  bool fast;    // fp32 arithmetic stays in its normal range
+// ---- Rows outside fp32's comfortable range, in fp64 ----------------------------------------------
+//
+// Calls of their own that read the row again from memory, so that rare code costs the loop no registers.
+
+// Where a thread stands in a row: its elements are columns (v * threads + lane) * width + i.
+struct Place {
+  int64_t r, g;
+  int lane, threads, vectors, width;
+
+  template <class Visit>
+  __device__ void each_column(int64_t cols, Visit visit) const {
+    for (int v = 0; v < vectors; ++v)
+      for (int i = 0; i < width; ++i) {
+        const int64_t c = int64_t(v * threads + lane) * width + i;
+        if (c < cols) visit(c, v, i);
+      }
+  }
 };
 
-template <class T, int V>
-__global__ void __launch_bounds__(kBackwardThreads)
+__device__ inline double exact_weight(const BackwardArgs &a, int64_t g, int64_t c) {
+  const char *row = a.weight.data + g * a.weight.group_stride;
+  return (a.weight.data != nullptr ? load_double(row, c, a.weight.dtype) : 1) + a.weight_offset;
+}
+
+// This thread's part of the sum of squares.
+__device__ __noinline__ double exact_squares(const BackwardArgs &a, Place place) {
+  const char *x_row = a.x.at(place.r, place.g);
+  double sum = 0;
+  place.each_column(a.cols, [&](int64_t c, int, int) {
+    const double x = load_double(x_row, c, a.x.dtype);
+    sum = fma(x, x, sum);
+  });
+  return sum;
+}
+
+// This thread's part of the sum of w * dy * xhat.
+__device__ __noinline__ double exact_products(const BackwardArgs &a, Place place, double rstd) {
+  const char *x_row = a.x.at(place.r, place.g), *dy_row = a.dy.at(place.r, place.g);
+  double sum = 0;
+  place.each_column(a.cols, [&](int64_t c, int, int) {
+    sum = fma(exact_weight(a, place.g, c) * load_double(dy_row, c, a.dy.dtype),
+              load_double(x_row, c, a.x.dtype) * rstd, sum);
+  });
+  return sum;
+}
+
+// Writes this thread's elements of dx and dresidual, and leaves dy * xhat for dweight as floats in the thread's own slots
+// of the row: elements 0 to 3 of vector v at v * slot_step, 4 to 7 at dy_slots + v * slot_step.
+__device__ __noinline__ void exact_row(const BackwardArgs &a, Place place, double rstd, double mean,
+                                       float4 *x_slots, float4 *dy_slots, int slot_step) {
+  const char *x_row = a.x.at(place.r, place.g), *dy_row = a.dy.at(place.r, place.g);
+  place.each_column(a.cols, [&](int64_t c, int v, int i) {
+    const double dy = load_double(dy_row, c, a.dy.dtype);
+    const double xhat = load_double(x_row, c, a.x.dtype) * rstd;
+    double dx = rstd * fma(-xhat, mean, exact_weight(a, place.g, c) * dy);
+    if (a.dresidual_out.data != nullptr)
+      dx += load_double(a.dresidual_out.at(place.r, place.g), c, a.dresidual_out.dtype);
+    if (a.dx.data != nullptr) store_double(a.dx.at(place.r, place.g), c, a.dx.dtype, dx);
+    if (a.dresidual.data != nullptr)
+      store_double(a.dresidual.at(place.r, place.g), c, a.dresidual.dtype, dx);
+    float4 *const slots = i < 4 ? x_slots : dy_slots;
+    reinterpret_cast<float *>(slots + v * slot_step)[i % 4] = float(dy * xhat);
+  });
+}
+
+// A computed rstd: 1 / sqrt(mean + eps).
+__device__ __noinline__ double exact_rstd(double sum, double cols, double eps) {
+  return 1.0 / sqrt(sum / cols + eps);
+}
+
+// ---- The kernel ----------------------------------------------------------------------------------
+
+// The rows that one group of threads takes, one after another: every stride-th task.
+struct Walk {
+  int64_t r, g;
+  int64_t row_step, group_step, groups;
+
+  __device__ Walk(const BackwardArgs &a, int64_t first, int64_t stride, int64_t fixed_group) {
+    if (a.by_group || a.tasks.groups == 1) {
+      r = first, g = fixed_group;
+      row_step = stride, group_step = 0, groups = g + 1;
+    } else {
+      a.tasks.locate(first, &r, &g);
+      a.tasks.locate(stride, &row_step, &group_step);
+      groups = a.tasks.groups;
+    }
+  }
+  __device__ void advance() {
+    r += row_step, g += group_step;
+    if (g >= groups) g -= groups, ++r;
+  }
+};
+
+template <class T, int V, bool kWhole>
+__global__ void __launch_bounds__(kBackwardThreads<V>, kBackwardBlocks<V>)
     backward_rows(const __grid_constant__ BackwardArgs a) {
   constexpr int W = kWidth<T>;
   extern __shared__ uint4 memory[];
@@ -117,70 +205,68 @@ __global__ void __launch_bounds__(kBackwardThreads)
   const int lane = threadIdx.x, threads = blockDim.x, place = threadIdx.y, groups = blockDim.y;
   const int own_scratch = threads > 32 ? place : 0;
   const int cols = int(a.cols), padded = V * W * threads, slots = V * threads * groups;
-  Vector<T> *const ring = reinterpret_cast<Vector<T> *>(memory);
+  Vector<T> *const own = reinterpret_cast<Vector<T> *>(memory) + place * threads + lane;
   float *const weights = reinterpret_cast<float *>(memory + a.stages * 2 * slots);
   float *const combined = weights + padded;  // [groups][padded]
-  const int block = a.per_group ? blockIdx.x % a.blocks : blockIdx.x;
-  const int fixed_group = a.per_group ? blockIdx.x / a.blocks : 0;
-  const int64_t first = int64_t(block) * groups + place, stride = int64_t(a.blocks) * groups;
+  const int64_t fixed_group = a.by_group ? blockIdx.x / a.blocks : 0;
+  const int64_t block = a.by_group ? blockIdx.x % a.blocks : blockIdx.x;
+  const int64_t first = block * groups + place, stride = int64_t(a.blocks) * groups;
+  const int count =  // of rows; the other groups may have one more
+      first < a.tasks.count ? int((a.tasks.count - 1 - first) / stride) + 1 : 0;
+  Walk ahead(a, first, stride, fixed_group), here = ahead;
   const auto column = [&](int v) { return (v * threads + lane) * W; };
 
-  const auto locate = [&](int64_t task, int64_t *r, int64_t *g) {
-    if (a.per_group) *r = task, *g = fixed_group;
-    else a.tasks.locate(task, r, g);
-  };
-  // Slot of vector v of this thread: x at array 0, dy at array 1.
+  // Slot of vector v of this thread in a stage: x is array 0, dy array 1.
   const auto slot = [&](int stage, int array, int v) {
-    return ring + ((stage * 2 + array) * V + v) * (threads * groups) + place * threads + lane;
+    return own + (stage * 2 + array) * slots + v * threads * groups;
   };
-  const auto fetch = [&](int64_t iteration) {
-    const int64_t task = first + iteration * stride;
-    const bool active = iteration < a.iterations && task < a.tasks.count;
-    int64_t r = 0, g = 0;
-    if (active) locate(task, &r, &g);
-    const int stage = int(iteration % a.stages);
-    const Matrix *const arrays[2] = {&a.x, &a.dy};
+  // Starts copying the row that `ahead` stands at.
+  const auto fetch = [&](int iteration, int stage) {
+    if (iteration < count) {
 #pragma unroll
-    for (int array = 0; array < 2; ++array) {
-      const rmsnorm_dtype_t dtype = arrays[array]->dtype;
-      const char *row = arrays[array]->at(r, g);
-      const bool aligned = is_aligned<T>(row, dtype);
+      for (int array = 0; array < 2; ++array) {
+        const Matrix &matrix = array == 0 ? a.x : a.dy;
+        const char *row = matrix.at(ahead.r, ahead.g);
+        const bool aligned = is_aligned<T>(row, matrix.dtype);
 #pragma unroll
-      for (int v = 0; v < V; ++v)
-        copy_vector<T>(slot(stage, array, v), row + column(v) * size_of_element<T>(dtype),
-                       active ? cols - column(v) : 0, aligned, dtype);
+        for (int v = 0; v < V; ++v)
+          copy_vector<T, kWhole>(slot(stage, array, v),
+                                 row + column(v) * size_of_element<T>(matrix.dtype),
+                                 cols - column(v), aligned, matrix.dtype);
+      }
+      ahead.advance();
     }
     commit_stage();
   };
-  const auto given_rstd = [&](int64_t iteration) {
-    const int64_t task = first + iteration * stride;
-    if (a.rstd.data == nullptr || task >= a.tasks.count) return 0.0f;
-    int64_t r, g;
-    locate(task, &r, &g);
-    return *reinterpret_cast<const float *>(a.rstd.at(r, g));
-  };
 
   // The weight is the only thing read before the previous kernel is done.
-  const char *weight_row = a.weight.data + fixed_group * a.weight.group_stride;
-  const bool one_weight = a.per_group || a.weight.group_stride == 0;
   if (place == 0) {
+    const char *row = a.weight.data + fixed_group * a.weight.group_stride;
 #pragma unroll
     for (int v = 0; v < V; ++v) {
       float w[W];
 #pragma unroll
       for (int i = 0; i < W; ++i) w[i] = 1;
-      if (a.weight.data != nullptr && one_weight)
-        load_floats(weight_row + column(v) * int64_t(size_of(a.weight.dtype)), a.weight.dtype,
-                    cols - column(v), w);
+      if (a.weight.data != nullptr && column(v) < cols)
+        load_floats<W, kWhole>(row + column(v) * int64_t(size_of(a.weight.dtype)), a.weight.dtype,
+                               cols - column(v), w);
+      if (a.weight_offset != 0) {
 #pragma unroll
-      for (int i = 0; i < W; ++i) w[i] = float(double(w[i]) + a.weight_offset);
+        for (int i = 0; i < W; ++i) w[i] = float(double(w[i]) + a.weight_offset);
+      }
       write_parts(weights + v * W * threads, lane, threads, w);
     }
   }
-  if (a.overlap) let_next_start();
-  wait_for_previous();
-  for (int stage = 0; stage < a.stages - 1; ++stage) fetch(stage);
-  float next_rstd = given_rstd(0);
+  if (a.overlap) start_beside_neighbours();
+  for (int stage = 0; stage < a.stages; ++stage)  // columns beyond the row stay zero
+#pragma unroll
+    for (int v = 0; v < V; ++v) *slot(stage, 0, v) = *slot(stage, 1, v) = {{0, 0, 0, 0}};
+  for (int stage = 0; stage < a.stages - 1; ++stage) fetch(stage, stage);
+  const auto given_rstd = [&](bool active) {
+    if (a.rstd.data == nullptr || !active) return 0.0f;
+    return *reinterpret_cast<const float *>(a.rstd.at(here.r, here.g));
+  };
+  float next_rstd = given_rstd(count > 0);
   __syncthreads();
 
   float dweight[V][W];
@@ -189,63 +275,47 @@ __global__ void __launch_bounds__(kBackwardThreads)
 #pragma unroll
     for (int i = 0; i < W; ++i) dweight[v][i] = 0;
 
+  int stage = 0, next_stage = a.stages - 1, rows_in_sum = 0, chunk = 0;
   for (int iteration = 0; iteration < a.iterations; ++iteration) {
-    fetch(iteration + a.stages - 1);
+    fetch(iteration + a.stages - 1, next_stage);
+    next_stage = next_stage + 1 < a.stages ? next_stage + 1 : 0;
     wait_for_stage(a.stages);
-    const int64_t task = first + iteration * stride;
-    const bool active = task < a.tasks.count;
+    const bool active = iteration < count;
     const int valid_cols = active ? cols : 0;
-    int64_t r = 0, g = 0;
-    if (active) locate(task, &r, &g);
+    const int64_t r = here.r, g = here.g;
     const float given = next_rstd;
-    next_rstd = given_rstd(iteration + 1);
+    here.advance();
+    next_rstd = given_rstd(iteration + 1 < count);
 
-    Vector<T> x_row[V], dy_row[V];
-#pragma unroll
-    for (int v = 0; v < V; ++v) {
-      x_row[v] = *slot(iteration % a.stages, 0, v);
-      dy_row[v] = *slot(iteration % a.stages, 1, v);
-    }
-    Vector<T> dresidual_row[V];
-    const bool dresidual_packed = a.dresidual_out.data != nullptr && a.dresidual_out.dtype == a.x.dtype;
-    if (dresidual_packed) {
+    // x, dy and weight of vector v, each time from shared memory: held in registers over the barrier they would cost
+    // a block per multiprocessor.
+    const auto read = [&](int v, float(&x)[W], float(&dy)[W], float(&w)[W]) {
+      slot(stage, 0, v)->unpack(a.x.dtype, x);
+      slot(stage, 1, v)->unpack(a.dy.dtype, dy);
+      read_parts(weights + v * W * threads, lane, threads, w);
+    };
+    Vector<T> added_row[V];
+    if (a.dresidual_out.data != nullptr && active) {
       const char *row = a.dresidual_out.at(r, g);
-      const bool aligned = is_aligned<T>(row, a.x.dtype);
+      const bool aligned = is_aligned<T>(row, a.dresidual_out.dtype);
 #pragma unroll
       for (int v = 0; v < V; ++v)
-        dresidual_row[v] = load_vector<T>(row + column(v) * size_of_element<T>(a.x.dtype),
-                                          valid_cols - column(v), aligned, a.x.dtype);
+        added_row[v] = load_vector<T, kWhole>(
+            row + column(v) * size_of_element<T>(a.dresidual_out.dtype), valid_cols - column(v),
+            aligned, a.dresidual_out.dtype);
     }
-    const auto weight_of = [&](int v, float(&w)[W]) {
-      if (one_weight) {
-        read_parts(weights + v * W * threads, lane, threads, w);
-        return;
-      }
-      load_floats(a.weight.data + g * a.weight.group_stride + column(v) * int64_t(size_of(a.weight.dtype)),
-                  a.weight.dtype, valid_cols - column(v), w);
-#pragma unroll
-      for (int i = 0; i < W; ++i) w[i] = float(double(w[i]) + a.weight_offset);
-    };
 
     // rstd as given; computed where it is absent, 0, Inf or subnormal.
-    BackwardScale scale;
-    scale.rstd = given;
-    scale.exact = given;
-    const float size = fabsf(given);
-    const bool unusable = active && (size < 0x1p-126f || size > 3.402823466e+38f);
+    const Place here_now = {r, g, lane, threads, V, W};
+    float rstd = given;
+    double rstd_exact = given;
+    const bool unusable = active && (fabsf(given) < 0x1p-126f || isinf(given));
     if (any_row_of_warp(unusable, threads)) {
-      double sum = 0;
-#pragma unroll
-      for (int v = 0; v < V; ++v) {
-        float x[W];
-        x_row[v].unpack(a.x.dtype, x);
-#pragma unroll
-        for (int i = 0; i < W; ++i) sum = fma(double(x[i]), double(x[i]), sum);
-      }
-      sum = row_sum(sum, place, threads, scratch_exact[0][own_scratch]);
+      const double sum = row_sum(unusable ? exact_squares(a, here_now) : 0.0, place, threads,
+                                 scratch_exact[0][own_scratch]);
       if (unusable) {
-        scale.exact = 1.0 / sqrt(sum / double(a.cols) + a.eps);
-        scale.rstd = float(scale.exact);
+        rstd_exact = exact_rstd(sum, double(a.cols), a.eps);
+        rstd = float(rstd_exact);
       }
     }
 
@@ -253,90 +323,78 @@ __global__ void __launch_bounds__(kBackwardThreads)
 #pragma unroll
     for (int v = 0; v < V; ++v) {
       float x[W], dy[W], w[W];
-      x_row[v].unpack(a.x.dtype, x);
-      dy_row[v].unpack(a.dy.dtype, dy);
-      weight_of(v, w);
+      read(v, x, dy, w);
       float part = 0;
 #pragma unroll
-      for (int i = 0; i < W; ++i) part = fmaf(w[i] * dy[i], x[i] * scale.rstd, part);
+      for (int i = 0; i < W; ++i) part = fmaf(w[i] * dy[i], x[i] * rstd, part);
       sum += part;
     }
     const float mean =
         row_sum(sum, place, threads, scratch[iteration % 2][own_scratch]) * a.inverse_cols;
-    scale.mean = mean;
-    scale.fast = fabsf(scale.rstd) >= 0x1p-60f && fabsf(scale.rstd) <= 0x1p20f && fabsf(mean) <= 0x1p30f;
-    if (any_row_of_warp(active && !scale.fast, threads)) {
-      double exact = 0;
+    // Whether fp32 stays in its normal range.
+    const bool fast = fabsf(rstd) >= 0x1p-60f && fabsf(rstd) <= 0x1p20f && fabsf(mean) <= 0x1p30f;
+    const bool redo = active && !fast;
+    if (any_row_of_warp(redo, threads)) {
+      const double exact = row_sum(redo ? exact_products(a, here_now, rstd_exact) : 0.0, place,
+                                   threads, scratch_exact[1][own_scratch]);
+      if (redo) {
+        exact_row(a, here_now, rstd_exact, exact / double(a.cols),
+                  reinterpret_cast<float4 *>(slot(stage, 0, 0)),
+                  reinterpret_cast<float4 *>(slot(stage, 1, 0)), threads * groups);
 #pragma unroll
-      for (int v = 0; v < V; ++v) {
-        float x[W], dy[W], w[W];
-        x_row[v].unpack(a.x.dtype, x);
-        dy_row[v].unpack(a.dy.dtype, dy);
-        weight_of(v, w);
+        for (int v = 0; v < V; ++v)
 #pragma unroll
-        for (int i = 0; i < W; ++i)
-          exact = fma(double(w[i]) * double(dy[i]), double(x[i]) * scale.exact, exact);
+          for (int i = 0; i < W; ++i)
+            if (column(v) + i < cols)
+              dweight[v][i] += __uint_as_float(slot(stage, i / 4, v)->word[i % 4]);
       }
-      exact = row_sum(exact, place, threads, scratch_exact[1][own_scratch]);
-      if (!scale.fast) scale.mean = exact / double(a.cols);
     }
 
 #pragma unroll
     for (int v = 0; v < V; ++v) {
       const int valid = valid_cols - column(v);
-      if (valid <= 0) continue;
+      if (valid <= 0 || !fast) continue;
       float x[W], dy[W], w[W], dx[W];
-      x_row[v].unpack(a.x.dtype, x);
-      dy_row[v].unpack(a.dy.dtype, dy);
-      weight_of(v, w);
-      float added[W];
+      read(v, x, dy, w);
 #pragma unroll
-      for (int i = 0; i < W; ++i) added[i] = 0;
-      if (dresidual_packed) dresidual_row[v].unpack(a.x.dtype, added);
-      else if (a.dresidual_out.data != nullptr)
-        load_floats(a.dresidual_out.at(r, g) + column(v) * int64_t(size_of(a.dresidual_out.dtype)),
-                    a.dresidual_out.dtype, valid, added);
-      if (scale.fast) {
-#pragma unroll
-        for (int i = 0; i < W; ++i) {
-          const float xhat = x[i] * scale.rstd;
-          dx[i] = fmaf(scale.rstd, fmaf(-xhat, mean, w[i] * dy[i]), added[i]);
-          dweight[v][i] = fmaf(dy[i], xhat, dweight[v][i]);
-        }
-      } else {
-#pragma unroll
-        for (int i = 0; i < W; ++i) {
-          const double xhat = double(x[i]) * scale.exact;
-          dx[i] = float(fma(scale.exact, fma(-xhat, scale.mean, double(w[i]) * double(dy[i])),
-                            double(added[i])));
-          dweight[v][i] += float(double(dy[i]) * xhat);
-        }
+      for (int i = 0; i < W; ++i) {
+        const float xhat = x[i] * rstd;
+        dx[i] = rstd * fmaf(-xhat, mean, w[i] * dy[i]);
+        dweight[v][i] = fmaf(dy[i], xhat, dweight[v][i]);
       }
-      if (a.dx.data != nullptr) {
-        char *row = a.dx.at(r, g);
+      if (a.dresidual_out.data != nullptr) {
+        float added[W];
+        added_row[v].unpack(a.dresidual_out.dtype, added);
+#pragma unroll
+        for (int i = 0; i < W; ++i) dx[i] += added[i];
+      }
+      const auto write = [&](const Matrix &matrix) {
+        char *row = matrix.at(r, g);
         Vector<T> out;
-        out.pack(a.dx.dtype, dx);
-        store_vector<T>(row + column(v) * size_of_element<T>(a.dx.dtype), out, valid,
-                        is_aligned<T>(row, a.dx.dtype), a.dx.dtype);
-      }
-      if (a.dresidual.data != nullptr)
-        store_floats(a.dresidual.at(r, g) + column(v) * int64_t(size_of(a.dresidual.dtype)),
-                     a.dresidual.dtype, valid, dx);
+        out.pack(matrix.dtype, dx);
+        store_vector<T, kWhole>(row + column(v) * size_of_element<T>(matrix.dtype), out, valid,
+                                is_aligned<T>(row, matrix.dtype), matrix.dtype);
+      };
+      if (a.dx.data != nullptr) write(a.dx);
+      if (a.dresidual.data != nullptr) write(a.dresidual);
     }
 
+    stage = stage + 1 < a.stages ? stage + 1 : 0;
     const bool last = iteration + 1 == a.iterations;
-    if (a.partial == nullptr || (!last && (iteration + 1) % kFlushRows != 0)) continue;
+    if (a.partial == nullptr || (++rows_in_sum < kFlushRows && !last)) continue;
     if (last) let_next_start();  // sum_partials: it waits for this kernel's end before it reads
-    float *const out =
-        a.partial + (int64_t(blockIdx.x) * a.chunks + iteration / kFlushRows) * int64_t(padded);
+    float *const out = a.partial + (int64_t(blockIdx.x) * a.chunks + chunk) * int64_t(padded);
+    rows_in_sum = 0;
+    ++chunk;
     if (groups > 1) {
-      float *const own = combined + place * padded;
+      float *const group_sum = combined + place * padded;
 #pragma unroll
-      for (int v = 0; v < V; ++v) write_parts(own + v * W * threads, lane, threads, dweight[v]);
+      for (int v = 0; v < V; ++v)
+        write_parts(group_sum + v * W * threads, lane, threads, dweight[v]);
       for (int half = groups / 2; half > 0; half /= 2) {
         __syncthreads();
         if (place < half)
-          for (int i = lane; i < padded; i += threads) own[i] += own[i + half * padded];
+          for (int i = lane; i < padded; i += threads) group_sum[i] += group_sum[i + half * padded];
       }
       __syncthreads();
     }

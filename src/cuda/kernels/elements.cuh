@@ -151,22 +151,29 @@ struct Vector {
   }
 };
 
-// Whether whole vectors of a row that starts here can be read and written at once.
+// ---- Loads and stores ----------------------------------------------------------------------------
+//
+// kWhole: the launcher has seen that every tensor's rows start at a multiple of the vector and that cols is a multiple
+// of its elements, so that each access is one of 16 (8) bytes and no other code is there. Otherwise rows are asked
+// one by one, and what is not aligned or not whole goes by elements: the same lanes, the same bits.
+
+// Whether vectors of a row that starts here are aligned.
 template <class T>
 __device__ inline bool is_aligned(const char *row, rmsnorm_dtype_t dtype) {
   return reinterpret_cast<uintptr_t>(row) % (kWidth<T> * size_of_element<T>(dtype)) == 0;
 }
 
-// `data` is the vector's first element, `valid` how many of its elements are in the row (any int:
-// the others read as zero), `aligned` is is_aligned of the row.
-template <class T>
+// `data` is the vector's first element, `valid` how many of its elements are in the row (any int: the others
+// read as zero), `aligned` is is_aligned of the row.
+template <class T, bool kWhole>
 __device__ inline Vector<T> load_vector(const char *data, int valid, bool aligned,
                                         rmsnorm_dtype_t dtype) {
   constexpr int kCount = kWidth<T>;
   Vector<T> out = {{0, 0, 0, 0}};
-  if (aligned && valid >= kCount) {
+  if (kWhole ? valid > 0 : aligned && valid >= kCount) {
     if (size_of_element<T>(dtype) * kCount == 16) out.set(*reinterpret_cast<const uint4 *>(data));
     else out.set(*reinterpret_cast<const uint2 *>(data));
+  } else if (kWhole) {
   } else if (size_of_element<T>(dtype) == 2) {
 #pragma unroll
     for (int i = 0; i < kCount; ++i)
@@ -180,15 +187,16 @@ __device__ inline Vector<T> load_vector(const char *data, int valid, bool aligne
   return out;
 }
 
-template <class T>
+template <class T, bool kWhole>
 __device__ inline void store_vector(char *data, const Vector<T> &in, int valid, bool aligned,
                                     rmsnorm_dtype_t dtype) {
   constexpr int kCount = kWidth<T>;
-  if (aligned && valid >= kCount) {
+  if (kWhole ? valid > 0 : aligned && valid >= kCount) {
     if (size_of_element<T>(dtype) * kCount == 16)
       *reinterpret_cast<uint4 *>(data) = make_uint4(in.word[0], in.word[1], in.word[2], in.word[3]);
     else
       *reinterpret_cast<uint2 *>(data) = make_uint2(in.word[0], in.word[1]);
+  } else if (kWhole) {
   } else if (size_of_element<T>(dtype) == 2) {
 #pragma unroll
     for (int i = 0; i < kCount; ++i)
@@ -201,58 +209,33 @@ __device__ inline void store_vector(char *data, const Vector<T> &in, int valid, 
   }
 }
 
-// ---- kCount elements of a dtype known at run time, as floats: weight, bias, gradients of a residual ----
-
-template <int kCount>
+// kCount elements of a weight or bias, whose dtype is known at run time, as floats. kWhole: aligned to 16 bytes.
+template <int kCount, bool kWhole>
 __device__ inline void load_floats(const char *data, rmsnorm_dtype_t dtype, int valid,
                                    float (&out)[kCount]) {
-  const int bytes = kCount * size_of(dtype);
-  const bool whole = valid >= kCount && reinterpret_cast<uintptr_t>(data) % (bytes < 16 ? bytes : 16) == 0;
-  if (whole && dtype == RMSNORM_DTYPE_F32) {
+  if constexpr (kWhole) {
+    if (dtype == RMSNORM_DTYPE_F32) {
 #pragma unroll
-    for (int i = 0; i < kCount; i += 4) {
-      const float4 four = reinterpret_cast<const float4 *>(data)[i / 4];
-      out[i] = four.x, out[i + 1] = four.y, out[i + 2] = four.z, out[i + 3] = four.w;
-    }
-  } else if (whole) {
+      for (int i = 0; i < kCount; i += 4) {
+        const float4 four = reinterpret_cast<const float4 *>(data)[i / 4];
+        out[i] = four.x, out[i + 1] = four.y, out[i + 2] = four.z, out[i + 3] = four.w;
+      }
+    } else {
 #pragma unroll
-    for (int i = 0; i < kCount; i += 4) {
-      const uint2 four = reinterpret_cast<const uint2 *>(data)[i / 4];
-      unpack_halves(four.x, dtype == RMSNORM_DTYPE_BF16, out + i);
-      unpack_halves(four.y, dtype == RMSNORM_DTYPE_BF16, out + i + 2);
+      for (int i = 0; i < kCount; i += 4) {
+        const uint2 four = reinterpret_cast<const uint2 *>(data)[i / 4];
+        unpack_halves(four.x, dtype == RMSNORM_DTYPE_BF16, out + i);
+        unpack_halves(four.y, dtype == RMSNORM_DTYPE_BF16, out + i + 2);
+      }
     }
   } else {
 #pragma unroll
     for (int i = 0; i < kCount; ++i) {
       out[i] = 0;
       if (i < valid)
-        out[i] = dtype == RMSNORM_DTYPE_F32 ? reinterpret_cast<const float *>(data)[i]
-                                            : from_bits(reinterpret_cast<const uint16_t *>(data)[i], dtype);
-    }
-  }
-}
-
-template <int kCount>
-__device__ inline void store_floats(char *data, rmsnorm_dtype_t dtype, int valid,
-                                    const float (&in)[kCount]) {
-  const int bytes = kCount * size_of(dtype);
-  const bool whole = valid >= kCount && reinterpret_cast<uintptr_t>(data) % (bytes < 16 ? bytes : 16) == 0;
-  if (whole && dtype == RMSNORM_DTYPE_F32) {
-#pragma unroll
-    for (int i = 0; i < kCount; i += 4)
-      reinterpret_cast<float4 *>(data)[i / 4] = make_float4(in[i], in[i + 1], in[i + 2], in[i + 3]);
-  } else if (whole) {
-    const bool bf16 = dtype == RMSNORM_DTYPE_BF16;
-#pragma unroll
-    for (int i = 0; i < kCount; i += 4)
-      reinterpret_cast<uint2 *>(data)[i / 4] =
-          make_uint2(pack_halves(in[i], in[i + 1], bf16), pack_halves(in[i + 2], in[i + 3], bf16));
-  } else {
-#pragma unroll
-    for (int i = 0; i < kCount; ++i) {
-      if (i >= valid) continue;
-      if (dtype == RMSNORM_DTYPE_F32) reinterpret_cast<float *>(data)[i] = in[i];
-      else reinterpret_cast<uint16_t *>(data)[i] = uint16_t(to_bits(in[i], dtype));
+        out[i] = dtype == RMSNORM_DTYPE_F32
+                     ? reinterpret_cast<const float *>(data)[i]
+                     : from_bits(reinterpret_cast<const uint16_t *>(data)[i], dtype);
     }
   }
 }

@@ -140,8 +140,7 @@ __global__ void __launch_bounds__(kExactThreads)
   const int64_t task = a.first_task + blockIdx.x;
   int64_t r, g;
   a.tasks.locate(task, &r, &g);
-  if (a.overlap) let_next_start();
-  wait_for_previous();
+  if (a.overlap) start_beside_neighbours();
 
   const char *x = a.x.at(r, g), *residual = a.residual.at(r, g);
   char *residual_out = a.residual_out.at(r, g);

@@ -19,7 +19,7 @@ constexpr int kForwardLongThreads = 512;
 constexpr int kForwardLongVectors = 4;  // loaded together
 
 // One row as one of its threads sees it.
-template <class T>
+template <class T, bool kWhole>
 struct ForwardRow {
   static constexpr int W = kWidth<T>;
   const ForwardArgs &a;
@@ -49,8 +49,9 @@ struct ForwardRow {
     const bool aligned = is_aligned<T>(out, a.h_dtype);
 #pragma unroll
     for (int v = 0; v < V; ++v)
-      store_vector<T>(out + column(first + v) * int64_t(size_of_element<T>(a.h_dtype)), row[v],
-                      cols - column(first + v), aligned, a.h_dtype);
+      store_vector<T, kWhole>(
+          out + column(first + v) * int64_t(size_of_element<T>(a.h_dtype)), row[v],
+          cols - column(first + v), aligned, a.h_dtype);
   }
 
   template <int V>
@@ -59,36 +60,86 @@ struct ForwardRow {
     const bool aligned = is_aligned<T>(row, matrix.dtype);
 #pragma unroll
     for (int v = 0; v < V; ++v)
-      out[v] = load_vector<T>(row + column(first + v) * int64_t(size_of_element<T>(matrix.dtype)),
-                              cols - column(first + v), aligned, matrix.dtype);
+      out[v] = load_vector<T, kWhole>(
+          row + column(first + v) * int64_t(size_of_element<T>(matrix.dtype)),
+          cols - column(first + v), aligned, matrix.dtype);
   }
 
   __device__ const char *weight() const { return a.weight.data + g * a.weight.group_stride; }
 
-  // Writes vector v of y. `packed` is its weight if the kernel has read it already, else NULL.
-  __device__ void store(int v, const Vector<T> &row, const Vector<T> *packed,
-                        const RowScale &scale) const {
+  // Writes vector v of y. `packed` is its weight if a.weight_packed and the kernel has `read` it already.
+  __device__ void store(int v, Vector<T> row, bool read, Vector<T> packed, const RowScale &scale) const {
     const int valid = cols - column(v);
     if (valid <= 0) return;
-    float h[W], w[W], bias[W], y[W];
+    float h[W], w[W], y[W];
     row.unpack(a.h_dtype, h);
-    if (packed != nullptr) {
-      packed->unpack_as(a.weight.dtype, w);
+    bool fast;
+    if (read && a.plain) {
+      packed.unpack(a.weight.dtype, w);
+      fast = is_fast<T>(a, scale, w);
+      multiply(scale, h, w, y);
+    } else {
+      float bias[W];
+      load_vectors(v, read, packed, w, bias);
+      fast = is_fast<T>(a, scale, w);
+      normalise(scale, h, w, bias, y);
+    }
+    if (fast) {
+      Vector<T> out;
+      out.pack(a.y.dtype, y);
+      char *y_row = a.y.at(r, g);
+      store_vector<T, kWhole>(y_row + column(v) * int64_t(size_of_element<T>(a.y.dtype)), out, valid,
+                              is_aligned<T>(y_row, a.y.dtype), a.y.dtype);
+    } else {
+      store_exact(a, kDoubleFloat<T> || !scale.fast ? scale.exact : double(scale.high), r, g, column(v),
+                  valid < W ? valid : W);
+    }
+  }
+
+  // Weight and bias of vector v as floats.
+  __device__ void load_vectors(int v, bool read, const Vector<T> &packed, float (&w)[W],
+                               float (&bias)[W]) const {
+    const int valid = cols - column(v);
+    if (read) {
+      packed.unpack_as(a.weight.dtype, w);
     } else if (a.weight.data != nullptr) {
-      load_floats(weight() + column(v) * int64_t(size_of(a.weight.dtype)), a.weight.dtype, valid, w);
+      load_floats<W, kWhole>(weight() + column(v) * int64_t(size_of(a.weight.dtype)), a.weight.dtype,
+                             valid, w);
     } else {
 #pragma unroll
       for (int i = 0; i < W; ++i) w[i] = 1;
     }
     if (a.bias.data != nullptr)
-      load_floats(a.bias.data + g * a.bias.group_stride + column(v) * int64_t(size_of(a.bias.dtype)),
-                  a.bias.dtype, valid, bias);
-    normalise<T>(a, scale, h, w, bias, y);
-    Vector<T> out;
-    out.pack(a.y.dtype, y);
-    char *y_row = a.y.at(r, g);
-    store_vector<T>(y_row + column(v) * int64_t(size_of_element<T>(a.y.dtype)), out, valid,
-                    is_aligned<T>(y_row, a.y.dtype), a.y.dtype);
+      load_floats<W, kWhole>(
+          a.bias.data + g * a.bias.group_stride + column(v) * int64_t(size_of(a.bias.dtype)),
+          a.bias.dtype, valid, bias);
+  }
+
+  // y = h * rstd * weight
+  __device__ static void multiply(const RowScale &scale, const float (&h)[W], const float (&w)[W],
+                                  float (&y)[W]) {
+    const PairScale<float> pair = {scale.high, scale.low, kScale, 0, 0};
+#pragma unroll
+    for (int i = 0; i < W; ++i) {
+      if constexpr (kDoubleFloat<T>) {
+        const PairProduct<float> product = multiply_pair(pair, h[i], w[i]);
+        y[i] = (product.high + product.low) * (1 / kScale);
+      } else {
+        y[i] = h[i] * scale.high * w[i];
+      }
+    }
+  }
+
+  // y with everything the params may ask for.
+  __device__ void normalise(const RowScale &scale, const float (&h)[W], const float (&w)[W],
+                            const float (&bias)[W], float (&y)[W]) const {
+    if constexpr (kDoubleFloat<T>) {
+      const PairScale<float> pair = {scale.high, scale.low, kScale, a.offset_high, a.offset_low};
+#pragma unroll
+      for (int i = 0; i < W; ++i) y[i] = normalise_pair(a, pair, h[i], w[i], bias[i]);
+    } else {
+      normalise_half(a, scale.high, h, w, bias, y);
+    }
   }
 };
 
@@ -135,7 +186,7 @@ __device__ inline void store_rstd(const ForwardArgs &a, const RowScale &scale, i
 }
 
 // V vectors a thread, in registers.
-template <class T, int V>
+template <class T, int V, bool kWhole>
 __global__ void __launch_bounds__(kForwardThreads)
     forward_rows(const __grid_constant__ ForwardArgs a) {
   __shared__ double scratch[2][kMaxLongRows][32];
@@ -143,7 +194,7 @@ __global__ void __launch_bounds__(kForwardThreads)
   const int64_t task = a.first_task + int64_t(blockIdx.x) * blockDim.y + place;
   const bool active = task < a.tasks.count;
   if (!active && blockDim.x >= 32) return;  // a short row's threads stay for their warp's shuffles
-  ForwardRow<T> io = {a, int(threadIdx.x), int(blockDim.x), active ? int(a.cols) : 0, 0, 0};
+  ForwardRow<T, kWhole> io = {a, int(threadIdx.x), int(blockDim.x), active ? int(a.cols) : 0, 0, 0};
   if (active) a.tasks.locate(task, &io.r, &io.g);
 
   Vector<T> weight[V];
@@ -151,11 +202,10 @@ __global__ void __launch_bounds__(kForwardThreads)
     const bool aligned = reinterpret_cast<uintptr_t>(io.weight()) % 16 == 0;
 #pragma unroll
     for (int v = 0; v < V; ++v)
-      weight[v] = load_vector<T>(io.weight() + io.column(v) * int64_t(sizeof(T)),
-                                 io.cols - io.column(v), aligned, a.weight.dtype);
+      weight[v] = load_vector<T, kWhole>(io.weight() + io.column(v) * int64_t(sizeof(T)),
+                                         io.cols - io.column(v), aligned, a.weight.dtype);
   }
-  if (a.overlap) let_next_start();
-  wait_for_previous();
+  if (a.overlap) start_beside_neighbours();
 
   Vector<T> row[V];
   io.template load<V>(0, row);
@@ -168,19 +218,18 @@ __global__ void __launch_bounds__(kForwardThreads)
                                       [&] { return squares(0.0); });
   if (a.rstd.data != nullptr && io.lane == 0 && active) store_rstd<T>(a, scale, io.r, io.g);
 #pragma unroll
-  for (int v = 0; v < V; ++v) io.store(v, row[v], a.weight_packed ? &weight[v] : nullptr, scale);
+  for (int v = 0; v < V; ++v) io.store(v, row[v], a.weight_packed, weight[v], scale);
 }
 
 // One row a block, any number of vectors a thread, in shared memory: each thread reads only what it wrote.
-template <class T>
+template <class T, bool kWhole>
 __global__ void __launch_bounds__(kForwardLongThreads, 2)
     forward_long(const __grid_constant__ ForwardArgs a) {
   extern __shared__ uint4 memory[];
   __shared__ double scratch[2][kMaxLongRows][32];
   Vector<T> *const own = reinterpret_cast<Vector<T> *>(memory) + threadIdx.x;
-  if (a.overlap) let_next_start();
-  wait_for_previous();
-  ForwardRow<T> io = {a, int(threadIdx.x), int(blockDim.x), int(a.cols), 0, 0};
+  if (a.overlap) start_beside_neighbours();
+  ForwardRow<T, kWhole> io = {a, int(threadIdx.x), int(blockDim.x), int(a.cols), 0, 0};
   a.tasks.locate(a.first_task + blockIdx.x, &io.r, &io.g);
 
   SquareSum<T> sum = 0;
@@ -201,7 +250,8 @@ __global__ void __launch_bounds__(kForwardLongThreads, 2)
   });
   if (a.rstd.data != nullptr && io.lane == 0) store_rstd<T>(a, scale, io.r, io.g);
 #pragma unroll 4
-  for (int v = 0; io.column(v) < io.cols; ++v) io.store(v, own[v * io.threads], nullptr, scale);
+  for (int v = 0; io.column(v) < io.cols; ++v)
+    io.store(v, own[v * io.threads], false, Vector<T>(), scale);
 }
 
 }  // namespace

@@ -4,7 +4,7 @@
 // (two floats) products, rstd held as two floats and scaled by 2^48 so that no intermediate is
 // subnormal. Both are right while rstd and weight are in a wide middle range; outside it (squares that
 // left fp32, h * rstd that would be subnormal under a large weight, NaN, Inf) the same formula in
-// fp64 takes over, for the row or for the vector. Which one runs depends on the row and weight alone.
+// fp64 takes over, for the vector (store_exact). Which one runs depends on the row and weight alone.
 #pragma once
 
 #include "cuda/kernels/elements.cuh"
@@ -24,6 +24,7 @@ struct ForwardArgs {
   rmsnorm_dtype_t h_dtype;
   bool llama, overlap;
   bool weight_packed;  // weight's elements are as large as x's: read before x arrives, kept packed
+  bool plain;          // weight_packed of the row's own dtype, no bias, no offset, rounded once
 };
 
 struct RowScale {
@@ -38,7 +39,7 @@ constexpr bool kDoubleFloat = !kIsHalf<T>;
 constexpr float kScale = 0x1p48f;
 
 __device__ inline RowScale scale_of_half_row(float mean_plus_eps) {
-  // 1e-18 < mean < 1e30 (2^-60, 2^100): no square that matters was lost or overflowed.
+  // 2^-60 < mean < 2^100: no square that matters was lost or overflowed.
   return {0, rsqrtf(mean_plus_eps), 0, mean_plus_eps >= 0x1p-60f && mean_plus_eps <= 0x1p100f};
 }
 
@@ -49,22 +50,37 @@ __device__ inline RowScale scale_of_exact_row(double mean_plus_eps) {
   return {exact, high, float(scaled - high), exact >= 0x1p-20 && exact <= 0x1p40};
 }
 
-// The largest |weight| for which the fast formula holds: a half row's h * rstd may be subnormal (an error
-// of 2^-150 that the weight multiplies); a double-float row's product must not overflow.
-template <class T>
-constexpr float kLargestWeight = kDoubleFloat<T> ? 0x1p64f : 0x1p9f;
-
+// Whether the fast formula holds for this vector's weights: a half row's h * rstd may be subnormal (an error of
+// 2^-150 that the weight multiplies; never in an fp16 row), a double-float row's product must not overflow.
 template <class T, int kCount>
-__device__ __noinline__ void normalise_exact(const ForwardArgs &a, const RowScale &scale,
-                                       const float (&h)[kCount], const float (&weight)[kCount],
-                                       const float (&bias)[kCount], float (&y)[kCount]) {
-  const double rstd = kDoubleFloat<T> || !scale.fast ? scale.exact : double(scale.high);
-#pragma unroll 1
-  for (int i = 0; i < kCount; ++i) {
-    double t = double(h[i]) * rstd;
-    if (a.llama) t = round_to(float(t), a.h_dtype);
-    t *= double(weight[i]) + a.weight_offset;
-    y[i] = float(a.bias.data != nullptr ? t + double(bias[i]) : t);
+__device__ inline bool is_fast(const ForwardArgs &a, const RowScale &scale, const float (&weight)[kCount]) {
+  if (std::is_same_v<T, __half>) return scale.fast;
+  float largest = 0;
+#pragma unroll
+  for (int i = 0; i < kCount; ++i) largest = fmaxf(largest, fabsf(weight[i]));
+  return scale.fast && largest + fabsf(a.offset_high) <= (kDoubleFloat<T> ? 0x1p64f : 0x1p9f);
+}
+
+// One thread's vectors first .. first + count - 1 of a row, in fp64, read again from memory. A call of its own: it
+// is rare, and inlined it would cost the fast path registers.
+__device__ __noinline__ void store_exact(const ForwardArgs &a, double rstd, int64_t r, int64_t g,
+                                         int first_column, int valid) {
+  const char *weight = a.weight.data + g * a.weight.group_stride;
+  const char *bias = a.bias.data + g * a.bias.group_stride;
+  for (int64_t c = first_column; c < first_column + valid; ++c) {
+    double h;
+    if (a.residual_out.data != nullptr) {  // which may lie over x or residual
+      h = load_double(a.residual_out.at(r, g), c, a.h_dtype);
+    } else {
+      h = load_double(a.x.at(r, g), c, a.x.dtype);
+      if (a.residual.data != nullptr)
+        h = round_double_to(h + load_double(a.residual.at(r, g), c, a.residual.dtype), a.h_dtype);
+    }
+    double t = h * rstd;
+    if (a.llama) t = round_double_to(t, a.h_dtype);
+    t *= (a.weight.data != nullptr ? load_double(weight, c, a.weight.dtype) : 1) + a.weight_offset;
+    if (a.bias.data != nullptr) t += load_double(bias, c, a.bias.dtype);
+    store_double(a.y.at(r, g), c, a.y.dtype, t);
   }
 }
 
@@ -78,13 +94,8 @@ __device__ inline void normalise_half(const ForwardArgs &a, float rstd, const fl
 #pragma unroll
     for (int i = 0; i < kCount; ++i) y[i] = round_to(y[i], a.h_dtype);
   }
-  if (a.offset_high != 0) {
 #pragma unroll
-    for (int i = 0; i < kCount; ++i) y[i] *= weight[i] + a.offset_high;
-  } else {
-#pragma unroll
-    for (int i = 0; i < kCount; ++i) y[i] *= weight[i];
-  }
+  for (int i = 0; i < kCount; ++i) y[i] *= weight[i] + a.offset_high;
   if (a.bias.data != nullptr) {
 #pragma unroll
     for (int i = 0; i < kCount; ++i) y[i] += bias[i];
@@ -102,6 +113,20 @@ struct PairScale {
 __device__ inline float round_real(float value, rmsnorm_dtype_t dtype) { return round_to(value, dtype); }
 __device__ inline double round_real(double value, rmsnorm_dtype_t dtype) {
   return round_double_to(value, dtype);
+}
+
+template <class Real>
+struct PairProduct {
+  Real high, low;
+};
+
+// h * rstd * scale * weight
+template <class Real>
+__device__ inline PairProduct<Real> multiply_pair(const PairScale<Real> &s, Real h, Real weight) {
+  const Real t = h * s.high;
+  const Real t_low = fma(h, s.low, fma(h, s.high, -t));
+  const Real q = t * weight;
+  return {q, fma(t_low, weight, fma(t, weight, -q))};
 }
 
 template <class Real>
@@ -130,28 +155,6 @@ __device__ inline Real normalise_pair(const ForwardArgs &a, const PairScale<Real
   const Real part = total - product;
   const Real lost = (product - (total - part)) + (bias - part) + rest;
   return isfinite(total) ? total + lost : q * unscale + bias;
-}
-
-template <class T, int kCount>
-__device__ inline void normalise(const ForwardArgs &a, const RowScale &scale, const float (&h)[kCount],
-                                 const float (&weight)[kCount], const float (&bias)[kCount],
-                                 float (&y)[kCount]) {
-  bool fast = scale.fast;
-  if (!std::is_same_v<T, __half>) {  // h * rstd of an fp16 row in the middle range is never subnormal
-    float largest = 0;
-#pragma unroll
-    for (int i = 0; i < kCount; ++i) largest = fmaxf(largest, fabsf(weight[i]));
-    fast = fast && largest + fabsf(a.offset_high) <= kLargestWeight<T>;
-  }
-  if (!fast) {
-    normalise_exact<T>(a, scale, h, weight, bias, y);
-  } else if constexpr (kDoubleFloat<T>) {
-    const PairScale<float> pair = {scale.high, scale.low, kScale, a.offset_high, a.offset_low};
-#pragma unroll
-    for (int i = 0; i < kCount; ++i) y[i] = normalise_pair(a, pair, h[i], weight[i], bias[i]);
-  } else {
-    normalise_half(a, scale.high, h, weight, bias, y);
-  }
 }
 
 }  // namespace

@@ -49,15 +49,23 @@ __device__ inline void row_barrier(int row, int threads) {
 // use by another sum that a thread of this row may still be reading.
 template <class Scalar>
 __device__ inline Scalar row_sum(Scalar value, int row, int threads, Scalar *scratch) {
-  for (int offset = (threads < 32 ? threads : 32) / 2; offset > 0; offset /= 2)
-    value += __shfl_xor_sync(0xffffffffu, value, offset);
-  if (threads <= 32) return value;
-  const int lane = threadIdx.x % 32, warps = threads / 32;
+  const auto over_warp = [&] {
+#pragma unroll
+    for (int offset = 16; offset > 0; offset /= 2)
+      value += __shfl_xor_sync(0xffffffffu, value, offset);
+  };
+  if (threads < 32) {
+    for (int offset = threads / 2; offset > 0; offset /= 2)
+      value += __shfl_xor_sync(0xffffffffu, value, offset);
+    return value;
+  }
+  over_warp();
+  if (threads == 32) return value;
+  const int lane = threadIdx.x % 32;
   if (lane == 0) scratch[threadIdx.x / 32] = value;
   row_barrier(row, threads);
-  value = lane < warps ? scratch[lane] : Scalar(0);
-  for (int offset = 16; offset > 0; offset /= 2)
-    value += __shfl_xor_sync(0xffffffffu, value, offset);
+  value = lane < threads / 32 ? scratch[lane] : Scalar(0);
+  over_warp();
   return value;
 }
 
@@ -67,16 +75,19 @@ __device__ inline bool any_row_of_warp(bool condition, int threads) {
   return threads < 32 ? __any_sync(0xffffffffu, condition) != 0 : condition;
 }
 
-// Programmatic dependent launch (sm_90 on; elsewhere nothing): wait for the stream's previous kernel, and
-// let the next one start.
-__device__ inline void wait_for_previous() {
-#if __CUDA_ARCH__ >= 900
-  asm volatile("griddepcontrol.wait;" ::: "memory");
-#endif
-}
+// Programmatic dependent launch (sm_90 on; elsewhere nothing): lets the stream's next kernel start.
 __device__ inline void let_next_start() {
 #if __CUDA_ARCH__ >= 900
   asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
+#endif
+}
+
+// For a kernel that was launched so that it may start before the stream's previous one ends: lets the next one start
+// likewise, then waits until the previous one has ended and its writes are visible.
+__device__ inline void start_beside_neighbours() {
+#if __CUDA_ARCH__ >= 900
+  let_next_start();
+  asm volatile("griddepcontrol.wait;" ::: "memory");
 #endif
 }
 

@@ -25,8 +25,7 @@ __global__ void __launch_bounds__(kSumColumns *kSumRows) sum_partials(const __gr
   const int64_t tiles = (a.cols + kSumColumns - 1) / kSumColumns;
   const int64_t group = blockIdx.x / tiles;
   const int64_t c = blockIdx.x % tiles * kSumColumns + threadIdx.x;
-  if (a.overlap) let_next_start();
-  wait_for_previous();
+  if (a.overlap) start_beside_neighbours();
   double sum = 0;
   if (c < a.cols) {
     const Real *column = static_cast<const Real *>(a.partial) + group * a.count * a.pitch + c;

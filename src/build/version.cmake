@@ -1,0 +1,11 @@
+# The header is the one place that states the version and the ABI: RMSNORM_VERSION, RMSNORM_ABI.
+file(STRINGS include/rmsnorm.h lines REGEX "^#define RMSNORM_[A-Z_]* [0-9]+$")
+foreach(line IN LISTS lines)
+  string(REGEX MATCH "RMSNORM_([A-Z_]*) ([0-9]+)$" _ "${line}")
+  set(header_${CMAKE_MATCH_1} ${CMAKE_MATCH_2})
+endforeach()
+set(RMSNORM_VERSION ${header_VERSION_MAJOR}.${header_VERSION_MINOR}.${header_VERSION_PATCH})
+set(RMSNORM_ABI ${header_ABI_VERSION})
+if(NOT RMSNORM_VERSION MATCHES "^[0-9]+\\.[0-9]+\\.[0-9]+$" OR RMSNORM_ABI STREQUAL "")
+  message(FATAL_ERROR "include/rmsnorm.h: RMSNORM_VERSION_* or RMSNORM_ABI_VERSION not found")
+endif()

@@ -1,0 +1,38 @@
+// rmsnorm_forward on the CPU: tasks of a few rows each. A row is independent of all others and needs no workspace.
+#include <algorithm>
+#include <cstdio>
+
+#include "core/status.h"
+#include "cpu/operations.h"
+#include "cpu/tasks.h"
+
+namespace rmsnorm::cpu {
+namespace {
+
+constexpr int64_t kTaskElements = 32768;  // about 20 us: a task costs far less than its work
+constexpr int64_t kMostTasks = 1024;
+
+}  // namespace
+
+size_t forward_workspace_size(const void *, const ForwardProblem &) { return 0; }
+
+void forward_kernel_name(const void *state, const ForwardProblem &problem, char *name) {
+  const bool fp64 = problem.x.dtype == RMSNORM_DTYPE_F64;
+  std::snprintf(name, RMSNORM_KERNEL_NAME_SIZE, "cpu_%s_forward%s",
+                static_cast<const State *>(state)->rows->isa, fp64 ? "_fp64" : "");
+}
+
+rmsnorm_status_t forward(const void *opaque, const ForwardProblem &problem, const Launch &launch) {
+  const State &state = *static_cast<const State *>(opaque);
+  RMSNORM_TRY(check_stream(launch));
+  const int64_t rows = problem.rows * problem.groups;
+  if (rows == 0) return RMSNORM_SUCCESS;
+  const int64_t rows_a_task = std::max<int64_t>(1, kTaskElements / problem.cols);
+  const int64_t tasks = std::min((rows - 1) / rows_a_task + 1, kMostTasks);
+  return each_task(state, tasks, [&](int64_t index) {
+    const Part part = part_of(rows, tasks, index);
+    state.rows->forward(problem, part.begin, part.end);
+  });
+}
+
+}  // namespace rmsnorm::cpu

@@ -1,0 +1,103 @@
+// x86-64 with AVX2, FMA and F16C: four doubles a vector.
+#include <cstddef>
+#include <cstdint>
+
+#include "cpu/rows.h"
+
+#if defined(__x86_64__) && defined(__AVX2__) && defined(__FMA__) && defined(__F16C__)
+
+#include <immintrin.h>
+
+namespace rmsnorm::cpu {
+namespace avx2 {
+namespace {
+
+using Native = __m256d;
+
+#include "cpu/rows/block.inl.h"
+
+using Half = Two<Vec>;
+using Block = Two<Half>;
+
+inline Half widen(__m256 value) {
+  return {{_mm256_cvtps_pd(_mm256_castps256_ps128(value))},
+          {_mm256_cvtps_pd(_mm256_extractf128_ps(value, 1))}};
+}
+
+inline __m256 narrow(const Half &half) {
+  return _mm256_set_m128(_mm256_cvtpd_ps(half.high.native), _mm256_cvtpd_ps(half.low.native));
+}
+
+inline Half load_half_f32(const float *from) {
+  return {{_mm256_cvtps_pd(_mm_loadu_ps(from))}, {_mm256_cvtps_pd(_mm_loadu_ps(from + 4))}};
+}
+
+inline Block load_f32(const char *data) {
+  const float *from = reinterpret_cast<const float *>(data);
+  return {load_half_f32(from), load_half_f32(from + 8)};
+}
+
+inline void store_half_f32(const Half &half, float *to) {
+  _mm_storeu_ps(to, _mm256_cvtpd_ps(half.low.native));
+  _mm_storeu_ps(to + 4, _mm256_cvtpd_ps(half.high.native));
+}
+
+inline void store_f32(const Block &block, char *data) {
+  float *to = reinterpret_cast<float *>(data);
+  store_half_f32(block.low, to);
+  store_half_f32(block.high, to + 8);
+}
+
+inline Block load_f16(const char *data) {
+  const __m128i *from = reinterpret_cast<const __m128i *>(data);
+  return {widen(_mm256_cvtph_ps(_mm_loadu_si128(from))),
+          widen(_mm256_cvtph_ps(_mm_loadu_si128(from + 1)))};
+}
+
+inline void store_f16(const Block &block, char *data) {
+  __m128i *to = reinterpret_cast<__m128i *>(data);
+  _mm_storeu_si128(to, _mm256_cvtps_ph(narrow(block.low), _MM_FROUND_TO_NEAREST_INT));
+  _mm_storeu_si128(to + 1, _mm256_cvtps_ph(narrow(block.high), _MM_FROUND_TO_NEAREST_INT));
+}
+
+inline Half widen_bfloat(__m128i bfloat) {
+  return widen(_mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(bfloat), 16)));
+}
+
+inline Block load_bf16(const char *data) {
+  const __m128i *from = reinterpret_cast<const __m128i *>(data);
+  return {widen_bfloat(_mm_loadu_si128(from)), widen_bfloat(_mm_loadu_si128(from + 1))};
+}
+
+// Nearest even by integer arithmetic, in the low halves of eight 32-bit lanes.
+inline __m256i narrow_to_bfloat(const Half &half) {
+  const __m256 value = narrow(half);
+  const __m256i bits = _mm256_castps_si256(value), high = _mm256_srli_epi32(bits, 16);
+  const __m256i odd = _mm256_and_si256(high, _mm256_set1_epi32(1));
+  const __m256i rounded = _mm256_srli_epi32(
+      _mm256_add_epi32(_mm256_add_epi32(bits, _mm256_set1_epi32(0x7fff)), odd), 16);
+  const __m256i quiet_nan = _mm256_or_si256(high, _mm256_set1_epi32(0x40));
+  const __m256 is_nan = _mm256_cmp_ps(value, value, _CMP_UNORD_Q);
+  return _mm256_blendv_epi8(rounded, quiet_nan, _mm256_castps_si256(is_nan));
+}
+
+inline void store_bf16(const Block &block, char *data) {
+  const __m256i packed = _mm256_packus_epi32(narrow_to_bfloat(block.low),
+                                             narrow_to_bfloat(block.high));
+  _mm256_storeu_si256(reinterpret_cast<__m256i *>(data), _mm256_permute4x64_epi64(packed, 0xd8));
+}
+
+#include "cpu/rows/rows.inl.h"
+
+}  // namespace
+}  // namespace avx2
+
+const RowTable kAvx2Rows = {"avx2", avx2::forward, avx2::backward, avx2::fold, avx2::finish};
+
+}  // namespace rmsnorm::cpu
+
+#else
+
+const rmsnorm::cpu::RowTable rmsnorm::cpu::kAvx2Rows = {};
+
+#endif

@@ -1,0 +1,92 @@
+// x86-64 with AVX-512 F, BW, DQ and VL: eight doubles a vector. Not the bf16 instructions: they flush subnormals.
+#include <cstddef>
+#include <cstdint>
+
+#include "cpu/rows.h"
+
+#if defined(__x86_64__) && defined(__AVX512F__) && defined(__AVX512BW__) && \
+    defined(__AVX512DQ__) && defined(__AVX512VL__)
+
+#include <immintrin.h>
+
+namespace rmsnorm::cpu {
+namespace avx512 {
+namespace {
+
+using Native = __m512d;
+
+#include "cpu/rows/block.inl.h"
+
+using Block = Two<Vec>;
+
+// As the compiler's vector conversions: some of gcc's AVX-512 intrinsics warn about their own insides.
+inline Vec widen(__m256 value) { return {__builtin_convertvector(value, Native)}; }
+inline __m256 narrow(const Vec &vec) { return __builtin_convertvector(vec.native, __m256); }
+
+inline Block load_f32(const char *data) {
+  const float *from = reinterpret_cast<const float *>(data);
+  return {widen(_mm256_loadu_ps(from)), widen(_mm256_loadu_ps(from + 8))};
+}
+
+inline void store_f32(const Block &block, char *data) {
+  float *to = reinterpret_cast<float *>(data);
+  _mm256_storeu_ps(to, narrow(block.low));
+  _mm256_storeu_ps(to + 8, narrow(block.high));
+}
+
+inline Block load_f16(const char *data) {
+  const __m128i *from = reinterpret_cast<const __m128i *>(data);
+  return {widen(_mm256_cvtph_ps(_mm_loadu_si128(from))),
+          widen(_mm256_cvtph_ps(_mm_loadu_si128(from + 1)))};
+}
+
+inline void store_f16(const Block &block, char *data) {
+  __m128i *to = reinterpret_cast<__m128i *>(data);
+  _mm_storeu_si128(to,
+                   _mm256_cvtps_ph(narrow(block.low), _MM_FROUND_TO_NEAREST_INT));
+  _mm_storeu_si128(to + 1,
+                   _mm256_cvtps_ph(narrow(block.high), _MM_FROUND_TO_NEAREST_INT));
+}
+
+inline Vec widen_bfloat(__m128i bfloat) {
+  return widen(_mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(bfloat), 16)));
+}
+
+inline Block load_bf16(const char *data) {
+  const __m128i *from = reinterpret_cast<const __m128i *>(data);
+  return {widen_bfloat(_mm_loadu_si128(from)), widen_bfloat(_mm_loadu_si128(from + 1))};
+}
+
+// Nearest even by integer arithmetic.
+inline __m128i narrow_to_bfloat(const Vec &vec) {
+  const __m256 value = narrow(vec);
+  const __m256i bits = _mm256_castps_si256(value), high = _mm256_srli_epi32(bits, 16);
+  const __m256i odd = _mm256_and_si256(high, _mm256_set1_epi32(1));
+  const __m256i rounded = _mm256_srli_epi32(
+      _mm256_add_epi32(_mm256_add_epi32(bits, _mm256_set1_epi32(0x7fff)), odd), 16);
+  const __m256i quiet_nan = _mm256_or_si256(high, _mm256_set1_epi32(0x40));
+  const __mmask8 is_nan = _mm256_cmp_ps_mask(value, value, _CMP_UNORD_Q);
+  return _mm256_cvtepi32_epi16(_mm256_mask_blend_epi32(is_nan, rounded, quiet_nan));
+}
+
+inline void store_bf16(const Block &block, char *data) {
+  __m128i *to = reinterpret_cast<__m128i *>(data);
+  _mm_storeu_si128(to, narrow_to_bfloat(block.low));
+  _mm_storeu_si128(to + 1, narrow_to_bfloat(block.high));
+}
+
+#include "cpu/rows/rows.inl.h"
+
+}  // namespace
+}  // namespace avx512
+
+const RowTable kAvx512Rows = {"avx512", avx512::forward, avx512::backward, avx512::fold,
+                              avx512::finish};
+
+}  // namespace rmsnorm::cpu
+
+#else
+
+const rmsnorm::cpu::RowTable rmsnorm::cpu::kAvx512Rows = {};
+
+#endif

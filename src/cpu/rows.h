@@ -1,0 +1,44 @@
+// What src/cpu/isa/*.cpp offer: one table of row functions for each instruction set. The tables differ in speed
+// only: every function gives the same bits in each of them. Row (row, group) has index row * groups + group.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+#include "core/problem.h"
+
+namespace rmsnorm::cpu {
+
+// Sums over rows on their way to dweight and dbias: for each group that has a vector of its own (or once, where
+// the groups share one), padded_cols(cols) sums. A sum is a double, or in fp64 problems a Wide.
+struct Wide {  // (high + low) * 2^exponent; see rows/wide.inl.h. All zero bytes are 0.
+  double high, low;
+  int64_t exponent;
+};
+constexpr int64_t kLanes = 16;  // columns of a block: sums over columns have this many lanes
+
+static inline int64_t padded_cols(int64_t cols) { return (cols + kLanes - 1) / kLanes * kLanes; }
+
+struct GradientSums {
+  char *dweight, *dbias;  // NULL: not asked for
+};
+
+struct RowTable {
+  const char *isa;
+  // y, residual_out and rstd of the rows [begin, end).
+  void (*forward)(const ForwardProblem &problem, int64_t begin, int64_t end);
+  // dx and dresidual of the rows [begin, end), in order; adds their terms to the sums.
+  void (*backward)(const BackwardProblem &problem, int64_t begin, int64_t end,
+                   const GradientSums &sums);
+  // Adds `count` sums to those at `total`, and zeroes them.
+  void (*fold)(rmsnorm_dtype_t dtype, int64_t count, char *sums, char *total);
+  // Columns [begin, end) of one vector: adds up its `blocks` sums, which lie `stride` bytes apart, in order,
+  // and (accumulate) what `out` holds, and rounds the result to `out`. begin is a multiple of kLanes.
+  void (*finish)(const char *sums, int64_t stride, int64_t blocks, bool accumulate, char *out,
+                 rmsnorm_dtype_t dtype, int64_t begin, int64_t end);
+};
+
+// In a file that is not for the processor that was compiled for, all members are NULL.
+extern const RowTable kGenericRows, kAvx2Rows, kAvx512Rows, kNeonRows;
+
+}  // namespace rmsnorm::cpu

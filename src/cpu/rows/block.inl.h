@@ -1,0 +1,66 @@
+// Sixteen columns of doubles as vectors of the instruction set, and what every algorithm needs of them. An isa
+// file first defines Native, a vector of doubles; includes this; names its Block (Two<Vec>, Two<Two<Vec>>, ...)
+// and defines the loads and stores of 16 elements of each dtype; and includes rows.inl.h. All inside its
+// namespace. Named members, not an array: gcc keeps these in registers.
+//
+// Column c of a row belongs to lane c % 16 of its sums on every instruction set, whatever the width of the vectors:
+// that makes the bits equal everywhere.
+
+struct Vec {
+  Native native;
+};
+
+template <class Half>
+struct Two {
+  Half low, high;
+};
+
+[[gnu::always_inline]] inline Vec operator+(const Vec &a, const Vec &b) {
+  return {a.native + b.native};
+}
+[[gnu::always_inline]] inline Vec operator-(const Vec &a, const Vec &b) {
+  return {a.native - b.native};
+}
+[[gnu::always_inline]] inline Vec operator*(const Vec &a, const Vec &b) {
+  return {a.native * b.native};
+}
+
+template <class Half>
+[[gnu::always_inline]] inline Two<Half> operator+(const Two<Half> &a, const Two<Half> &b) {
+  return {a.low + b.low, a.high + b.high};
+}
+template <class Half>
+[[gnu::always_inline]] inline Two<Half> operator-(const Two<Half> &a, const Two<Half> &b) {
+  return {a.low - b.low, a.high - b.high};
+}
+template <class Half>
+[[gnu::always_inline]] inline Two<Half> operator*(const Two<Half> &a, const Two<Half> &b) {
+  return {a.low * b.low, a.high * b.high};
+}
+
+[[gnu::always_inline]] inline void broadcast(double value, Vec *to) {
+  to->native = value - Native{};
+}
+template <class Half>
+[[gnu::always_inline]] inline void broadcast(double value, Two<Half> *to) {
+  broadcast(value, &to->low);
+  broadcast(value, &to->high);
+}
+
+[[gnu::always_inline]] inline void load_doubles(const double *from, Vec *to) {
+  __builtin_memcpy(to, from, sizeof *to);
+}
+template <class Half>
+[[gnu::always_inline]] inline void load_doubles(const double *from, Two<Half> *to) {
+  load_doubles(from, &to->low);
+  load_doubles(from + sizeof(Half) / sizeof *from, &to->high);
+}
+
+[[gnu::always_inline]] inline void store_doubles(const Vec &vec, double *to) {
+  __builtin_memcpy(to, &vec, sizeof vec);
+}
+template <class Half>
+[[gnu::always_inline]] inline void store_doubles(const Two<Half> &whole, double *to) {
+  store_doubles(whole.low, to);
+  store_doubles(whole.high, to + sizeof(Half) / sizeof *to);
+}

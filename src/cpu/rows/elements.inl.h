@@ -1,0 +1,131 @@
+// One row of one tensor: 16 elements at a time into doubles and back, by the dtype at run time. The end of a row
+// goes through a buffer of 16 elements filled up with zeros, so that it takes the same code as the rest: a zero
+// changes no sum. Included inside the isa file's namespace.
+
+[[gnu::always_inline]] inline Block broadcast(double value) {
+  Block block;
+  broadcast(value, &block);
+  return block;
+}
+
+[[gnu::always_inline]] inline Block load_doubles(const double *from) {
+  Block block;
+  load_doubles(from, &block);
+  return block;
+}
+
+// The lanes' sum, by a tree that is the same for every width.
+inline double sum_lanes(const Block &block) {
+  double lane[kLanes];
+  store_doubles(block, lane);
+  for (int half = static_cast<int>(kLanes) / 2; half > 0; half /= 2)
+    for (int i = 0; i < half; ++i) lane[i] += lane[i + half];
+  return lane[0];
+}
+
+struct Elements {
+  char *data;
+  rmsnorm_dtype_t dtype;  // NONE: the tensor is absent
+  int shift;              // an element has 1 << shift bytes
+
+  bool present() const { return dtype != RMSNORM_DTYPE_NONE; }
+};
+
+inline Elements elements(const View &view, int64_t row, int64_t group) {
+  const int shift = view.dtype == RMSNORM_DTYPE_F64 ? 3 : view.dtype == RMSNORM_DTYPE_F32 ? 2 : 1;
+  return {view.data + (row * view.row_stride + group * view.group_stride) * (int64_t{1} << shift),
+          view.dtype, shift};
+}
+
+// Loads and stores have their dtype as a template argument, or kAny: the one that the row has at run time. So
+// every algorithm is compiled for rows of one dtype throughout, and once for any mix of them.
+constexpr rmsnorm_dtype_t kAny = RMSNORM_DTYPE_NONE;
+
+template <rmsnorm_dtype_t kDtype>
+[[gnu::always_inline]] inline Block load_block(const char *data, rmsnorm_dtype_t dtype) {
+  const rmsnorm_dtype_t known = kDtype == kAny ? dtype : kDtype;
+  if (known == RMSNORM_DTYPE_F32) return load_f32(data);
+  if (known == RMSNORM_DTYPE_BF16) return load_bf16(data);
+  return load_f16(data);
+}
+
+// Rounds to fp32, then to fp16 or bf16.
+template <rmsnorm_dtype_t kDtype>
+[[gnu::always_inline]] inline void store_block(const Block &block, char *data,
+                                               rmsnorm_dtype_t dtype) {
+  const rmsnorm_dtype_t known = kDtype == kAny ? dtype : kDtype;
+  if (known == RMSNORM_DTYPE_F32) return store_f32(block, data);
+  if (known == RMSNORM_DTYPE_BF16) return store_bf16(block, data);
+  return store_f16(block, data);
+}
+
+template <rmsnorm_dtype_t kDtype>
+[[gnu::always_inline]] inline char *address(const Elements &row, int64_t col) {
+  if constexpr (kDtype == kAny) return row.data + (col << row.shift);
+  return row.data + col * (kDtype == RMSNORM_DTYPE_F64 ? 8 : kDtype == RMSNORM_DTYPE_F32 ? 4 : 2);
+}
+
+[[gnu::noinline]] inline Block load_end(const Elements &row, int64_t col, int64_t count) {
+  alignas(64) char buffer[kLanes * sizeof(float)] = {};
+  __builtin_memcpy(buffer, address<kAny>(row, col), static_cast<size_t>(count << row.shift));
+  return load_block<kAny>(buffer, row.dtype);
+}
+
+[[gnu::noinline]] inline void store_end(const Block &block, const Elements &row, int64_t col,
+                                        int64_t count) {
+  alignas(64) char buffer[kLanes * sizeof(float)];
+  store_block<kAny>(block, buffer, row.dtype);
+  __builtin_memcpy(address<kAny>(row, col), buffer, static_cast<size_t>(count << row.shift));
+}
+
+// `count` is 16, or less at the end of a row.
+template <rmsnorm_dtype_t kDtype>
+[[gnu::always_inline]] inline Block load(const Elements &row, int64_t col, int64_t count) {
+  if (count == kLanes) return load_block<kDtype>(address<kDtype>(row, col), row.dtype);
+  return load_end(row, col, count);
+}
+
+template <rmsnorm_dtype_t kDtype>
+[[gnu::always_inline]] inline void store(const Block &block, const Elements &row, int64_t col,
+                                         int64_t count) {
+  if (count == kLanes) return store_block<kDtype>(block, address<kDtype>(row, col), row.dtype);
+  store_end(block, row, col, count);
+}
+
+template <rmsnorm_dtype_t kDtype>
+[[gnu::always_inline]] inline Block round_to(const Block &block, rmsnorm_dtype_t dtype) {
+  const rmsnorm_dtype_t known = kDtype == kAny ? dtype : kDtype;
+  alignas(64) char buffer[kLanes * sizeof(float)];
+  if (known == RMSNORM_DTYPE_F32) return store_f32(block, buffer), load_f32(buffer);
+  if (known == RMSNORM_DTYPE_BF16) return store_bf16(block, buffer), load_bf16(buffer);
+  return store_f16(block, buffer), load_f16(buffer);
+}
+
+// body(col, count) for the blocks of columns [begin, end).
+template <class Body>
+[[gnu::always_inline]] inline void each_block(int64_t begin, int64_t end, const Body &body) {
+  int64_t col = begin;
+  for (; end - col >= kLanes; col += kLanes) body(col, kLanes);
+  if (col < end) body(col, end - col);
+}
+
+// Sums over the columns of a row add up at most this many before they go into a second level, so that their
+// error stays below 2^-40 of the sum of magnitudes in a row of any length.
+constexpr int64_t kSumCols = 16384;
+
+template <class Body>
+[[gnu::always_inline]] inline void each_run(int64_t cols, const Body &body) {
+  for (int64_t begin = 0; begin < cols; begin += kSumCols)
+    body(begin, cols - begin < kSumCols ? cols : begin + kSumCols);
+}
+
+inline double rstd_of(const Block &squares, int64_t cols, double eps) {
+  return 1 / __builtin_sqrt(sum_lanes(squares) / static_cast<double>(cols) + eps);
+}
+
+// The sums of one group in memory that holds those of all groups, or of one vector for all of them.
+template <class Sum>
+Sum *sums_of(char *sums, const BackwardProblem &problem, int64_t group) {
+  if (sums == nullptr) return nullptr;
+  return reinterpret_cast<Sum *>(sums) + (problem.per_group ? group * padded_cols(problem.cols) : 0);
+}

@@ -1,0 +1,102 @@
+// The functions of an instruction set's table: loops over rows, and the end of the gradient sums. The isa file has
+// defined Vec, the loads and the stores; this pulls in the rest of the algorithms. Included inside its namespace.
+
+#include "cpu/rows/elements.inl.h"
+#include "cpu/rows/wide.inl.h"
+
+#include "cpu/rows/backward.inl.h"
+#include "cpu/rows/forward.inl.h"
+#include "cpu/rows/wide_rows.inl.h"
+
+// body(row, group) for the row indices [begin, end), in order.
+template <class Body>
+[[gnu::always_inline]] inline void each_row(int64_t begin, int64_t end, int64_t groups,
+                                            const Body &body) {
+  int64_t row = begin / groups, group = begin % groups;
+  for (int64_t index = begin; index < end; ++index) {
+    body(row, group);
+    if (++group == groups) group = 0, ++row;
+  }
+}
+
+// The dtype that all present tensors have, or kAny.
+template <int kCount>
+rmsnorm_dtype_t common_dtype(const View *const (&views)[kCount]) {
+  rmsnorm_dtype_t common = kAny;
+  for (const View *view : views) {
+    if (view->dtype == RMSNORM_DTYPE_NONE) continue;
+    if (common != kAny && view->dtype != common) return kAny;
+    common = view->dtype;
+  }
+  return common;
+}
+
+void forward(const ForwardProblem &problem, int64_t begin, int64_t end) {
+  const auto rows = [&](void (*one)(const ForwardProblem &, int64_t, int64_t)) {
+    each_row(begin, end, problem.groups,
+             [&](int64_t row, int64_t group) { one(problem, row, group); });
+  };
+  const View *const views[] = {&problem.x,    &problem.residual, &problem.weight,
+                               &problem.bias, &problem.y,        &problem.residual_out};
+  switch (common_dtype(views)) {
+    case RMSNORM_DTYPE_F64: return rows(forward_row_f64);
+    case RMSNORM_DTYPE_F32: return rows(forward_row<RMSNORM_DTYPE_F32>);
+    case RMSNORM_DTYPE_F16: return rows(forward_row<RMSNORM_DTYPE_F16>);
+    case RMSNORM_DTYPE_BF16: return rows(forward_row<RMSNORM_DTYPE_BF16>);
+    default: return rows(forward_row<kAny>);
+  }
+}
+
+void backward(const BackwardProblem &problem, int64_t begin, int64_t end, const GradientSums &sums) {
+  const auto rows = [&](void (*one)(const BackwardProblem &, const GradientSums &, int64_t, int64_t)) {
+    each_row(begin, end, problem.groups,
+             [&](int64_t row, int64_t group) { one(problem, sums, row, group); });
+  };
+  const View *const views[] = {&problem.dy, &problem.x,        &problem.weight, &problem.dresidual_out,
+                               &problem.dx, &problem.dresidual};
+  switch (common_dtype(views)) {
+    case RMSNORM_DTYPE_F64: return rows(backward_row_f64);
+    case RMSNORM_DTYPE_F32: return rows(backward_row<RMSNORM_DTYPE_F32>);
+    case RMSNORM_DTYPE_F16: return rows(backward_row<RMSNORM_DTYPE_F16>);
+    case RMSNORM_DTYPE_BF16: return rows(backward_row<RMSNORM_DTYPE_BF16>);
+    default: return rows(backward_row<kAny>);
+  }
+}
+
+double add(double a, double b) { return a + b; }
+
+template <class Sum>
+void fold_sums(int64_t count, Sum *sums, Sum *total) {
+  for (int64_t i = 0; i < count; ++i) total[i] = add(total[i], sums[i]);
+  __builtin_memset(sums, 0, static_cast<size_t>(count) * sizeof(Sum));
+}
+
+void fold(rmsnorm_dtype_t dtype, int64_t count, char *sums, char *total) {
+  if (dtype == RMSNORM_DTYPE_F64)
+    fold_sums(count, reinterpret_cast<Wide *>(sums), reinterpret_cast<Wide *>(total));
+  else
+    fold_sums(count, reinterpret_cast<double *>(sums), reinterpret_cast<double *>(total));
+}
+
+void finish(const char *sums, int64_t stride, int64_t blocks, bool accumulate, char *out,
+            rmsnorm_dtype_t dtype, int64_t begin, int64_t end) {
+  if (dtype == RMSNORM_DTYPE_F64) {
+    const Elements row = {out, dtype, 3};
+    for (int64_t col = begin; col < end; ++col) {
+      Wide sum = {0, 0, 0};
+      for (int64_t block = 0; block < blocks; ++block)
+        sum = add(sum, reinterpret_cast<const Wide *>(sums + block * stride)[col]);
+      if (accumulate) sum = add(sum, to_wide(load_f64(row, col)));
+      store_f64(to_double(sum), row, col);
+    }
+    return;
+  }
+  const Elements row = {out, dtype, dtype == RMSNORM_DTYPE_F32 ? 2 : 1};
+  each_block(begin, end, [&](int64_t col, int64_t count) {
+    Block sum = broadcast(0);
+    for (int64_t block = 0; block < blocks; ++block)
+      sum = sum + load_doubles(reinterpret_cast<const double *>(sums + block * stride) + col);
+    if (accumulate) sum = sum + load<kAny>(row, col, count);
+    store<kAny>(sum, row, col, count);
+  });
+}

@@ -1,0 +1,41 @@
+// A CPU context's state, and how an operation's tasks run: through the caller's parallel_for, or one after another on
+// the calling thread. Tasks write disjoint memory and fix their own order of sums, so that neither choice
+// changes a bit.
+#pragma once
+
+#include <cstdint>
+
+#include "core/backend.h"
+#include "cpu/float_environment.h"
+#include "cpu/rows.h"
+
+namespace rmsnorm::cpu {
+
+struct State {
+  const RowTable *rows;
+  rmsnorm_parallel_for_t parallel_for;  // NULL: none
+  void *parallel_for_user;
+};
+
+// Part `index` of `parts` parts of [0, count), as equal as may be.
+struct Part {
+  int64_t begin, end;
+};
+Part part_of(int64_t count, int64_t parts, int64_t index);
+
+// A CPU call's stream is NULL.
+rmsnorm_status_t check_stream(const Launch &launch);
+
+rmsnorm_status_t run_tasks(const State &state, int64_t count, rmsnorm_task_t task, void *arg);
+
+// body(index) for each index in [0, count).
+template <class Body>
+rmsnorm_status_t each_task(const State &state, int64_t count, const Body &body) {
+  const rmsnorm_task_t task = [](void *arg, int64_t index) {
+    const FloatEnvironment environment;
+    (*static_cast<const Body *>(arg))(index);
+  };
+  return run_tasks(state, count, task, const_cast<Body *>(&body));
+}
+
+}  // namespace rmsnorm::cpu

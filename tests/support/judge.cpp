@@ -1,0 +1,348 @@
+#include "judge.h"
+
+#include <algorithm>
+#include <atomic>
+#include <cmath>
+#include <mutex>
+#include <sstream>
+#include <thread>
+
+#include "errors.h"
+#include "reference/reference.h"
+
+namespace rmsnorm_test {
+namespace {
+
+using rmsnorm::reference::Exact;
+
+struct Bound {
+  double ulps;
+  double factor;  // and this much of the sum of magnitudes
+};
+
+bool is_half(rmsnorm_dtype_t dtype) {
+  return dtype == RMSNORM_DTYPE_F16 || dtype == RMSNORM_DTYPE_BF16;
+}
+
+// rmsnorm.h, 'Numerics'. The factors of dx and of the weight gradients on CUDA differ.
+Bound bound_of(bool cuda, rmsnorm_dtype_t dtype, double cpu_factor, double cuda_factor) {
+  const bool fp64 = dtype == RMSNORM_DTYPE_F64;
+  if (!cuda) return {fp64 ? 2 : 0.501, cpu_factor};
+  return {fp64 ? 2 : is_half(dtype) ? 0.51 : 1, fp64 ? cpu_factor : cuda_factor};
+}
+
+const double kBiasCpu = std::ldexp(1, -48), kBiasCuda = std::ldexp(1, -22);
+const double kGradient = std::ldexp(1, -40);
+const double kDxCuda = std::ldexp(1, -19), kSumCuda = std::ldexp(1, -18);
+
+// Collects the errors of one kind of result; each host thread has one, and they are merged.
+class Judge {
+ public:
+  Judge(const Case &c, Name name, const Bound &bound)
+      : name_(name), dtype_(c[name].dtype), bound_(bound) {}
+
+  // `magnitude`: what the bound's factor is relative to; 0 where the bound has none.
+  void compare(double got, const Exact &exact, double magnitude, int64_t row, int64_t group,
+               int64_t col) {
+    const double error = rmsnorm::reference::error_in_ulps(got, exact, dtype_);
+    const double ulp = rmsnorm::reference::ulp(exact, dtype_);
+    const double slack = bound_.factor == 0 || magnitude == 0 ? 0 : bound_.factor * magnitude / ulp;
+    // In ulps, or, where a sum cancelled and its ulp is next to nothing, in absolute terms.
+    const double beyond =
+        std::isfinite(error) ? (error - bound_.ulps) * ulp : std::fabs(got - exact.high);
+    const bool within = error <= bound_.ulps ||
+                        (std::isfinite(beyond) && slack > 0 && beyond <= bound_.factor * magnitude);
+    if (!within) return fail(got, exact, error, bound_.ulps + slack, row, group, col);
+    if (!std::isfinite(exact.high)) return;
+    ++worst_.compared;
+    if (slack < 0.001) worst_.ulps = std::max(worst_.ulps, error);
+    worst_.share = std::max(worst_.share, error / (bound_.ulps + slack));
+    if (slack > 0 && error > bound_.ulps && std::isfinite(magnitude))
+      worst_.factor = std::max(worst_.factor, beyond / magnitude);
+  }
+  void expect_equal(double got, double expected, int64_t row, int64_t group, int64_t col) {
+    const bool same = std::isnan(expected)
+                          ? std::isnan(got)
+                          : got == expected && std::signbit(got) == std::signbit(expected);
+    if (!same) fail(got, {expected, 0}, INFINITY, 0, row, group, col);
+  }
+  // LLAMA: y is judged by each value that h * rstd may have been rounded to.
+  void compare_any(double got, const std::vector<Exact> &choices, double magnitude, int64_t row,
+                   int64_t group, int64_t col) {
+    const auto error = [&](const Exact &exact) {
+      const double ulps = rmsnorm::reference::error_in_ulps(got, exact, dtype_);
+      return std::isnan(ulps) ? INFINITY : ulps;
+    };
+    const auto nearest =
+        std::min_element(choices.begin(), choices.end(),
+                         [&](const Exact &a, const Exact &b) { return error(a) < error(b); });
+    compare(got, *nearest, magnitude, row, group, col);
+  }
+
+  void merge(const Judge &other) {
+    worst_.merge(other.worst_);
+    failures_ += other.failures_;
+    if (failure_.empty()) failure_ = other.failure_;
+  }
+  // Records the errors, and tells of the first failure.
+  testing::AssertionResult verdict(const Execution &execution, const std::string &result) const {
+    record_errors(execution.device().name(), result, dtype_, worst_);
+    if (failures_ == 0) return testing::AssertionSuccess();
+    return testing::AssertionFailure()
+           << failure_ << " (" << failures_ << " elements of " << info(name_).text
+           << " are wrong)\n  " << execution.device().name() << " " << execution.tested()
+           << "\n  kernel " << execution.kernel_name();
+  }
+
+ private:
+  void fail(double got, const Exact &exact, double error, double allowed, int64_t row,
+            int64_t group, int64_t col) {
+    if (failures_++ > 0) return;
+    std::ostringstream text;
+    text.precision(17);
+    text << info(name_).text << "(" << row << ", " << group << ", " << col << ") = " << got
+         << ", but exactly " << exact.high << " + " << exact.low << ": " << error
+         << " ulp, allowed " << allowed;
+    failure_ = text.str();
+  }
+
+  Name name_;
+  rmsnorm_dtype_t dtype_;
+  Bound bound_;
+  WorstError worst_;
+  int64_t failures_ = 0;
+  std::string failure_;
+};
+
+// The values that LLAMA's rounding of `scaled` may give: the nearest, and where the exact value
+// lies at a tie as near as the bound of that rounding allows, its other neighbour.
+std::vector<double> llama_roundings(const Exact &scaled, rmsnorm_dtype_t h_dtype, bool cuda) {
+  const double nearest = rmsnorm::reference::round_to(scaled, h_dtype);
+  std::vector<double> values = {nearest};
+  if (!std::isfinite(nearest)) return values;
+  const double ulp = rmsnorm::reference::ulp(scaled, h_dtype);
+  if (h_dtype == RMSNORM_DTYPE_F64) {  // 2 ulp
+    for (const double step : {-2.0, -1.0, 1.0, 2.0}) values.push_back(nearest + step * ulp);
+    return values;
+  }
+  const double offset = (scaled.high - nearest) + scaled.low;
+  const double tolerance = !cuda ? 0.001 : is_half(h_dtype) ? 0.01 : 0.5;
+  if (std::fabs(offset) / ulp >= 0.5 - tolerance && offset != 0)
+    values.push_back(
+        rmsnorm::reference::round_to({nearest + std::copysign(ulp, offset), 0}, h_dtype));
+  return values;
+}
+
+// The (row, group) pairs to compare: all, or the first, the last and some between.
+std::vector<int64_t> chosen_rows(const Case &c) {
+  const int64_t count = c.rows * c.group_count();
+  std::vector<int64_t> chosen;
+  if (c.sampled == 0 || c.sampled >= count) {
+    for (int64_t i = 0; i < count; ++i) chosen.push_back(i);
+    return chosen;
+  }
+  chosen = {0, count - 1};
+  for (int64_t i = 2; i < c.sampled; ++i)
+    chosen.push_back(
+        static_cast<int64_t>(mix(c.seed, static_cast<uint64_t>(i)) % static_cast<uint64_t>(count)));
+  return chosen;
+}
+
+// Judges of the results of one row after another, merged over the host's threads.
+template <class Judges, class Body>
+Judges over_rows(const Case &c, const Judges &fresh, Body body) {
+  const std::vector<int64_t> rows = chosen_rows(c);
+  const int64_t chunk = std::max<int64_t>(1, static_cast<int64_t>(rows.size()) / 256);
+  const int64_t chunks = (static_cast<int64_t>(rows.size()) + chunk - 1) / chunk;
+  Judges all = fresh;
+  std::mutex mutex;
+  on_host_threads(chunks, [&](int64_t index) {
+    Judges own = fresh;
+    const int64_t end = std::min<int64_t>((index + 1) * chunk, static_cast<int64_t>(rows.size()));
+    for (int64_t i = index * chunk; i < end; ++i)
+      body(&own, rows[static_cast<size_t>(i)] / c.group_count(),
+           rows[static_cast<size_t>(i)] % c.group_count());
+    const std::lock_guard<std::mutex> lock(mutex);
+    for (size_t i = 0; i < all.size(); ++i) all[i].merge(own[i]);
+  });
+  return all;
+}
+
+testing::AssertionResult judge_forward(const Execution &execution) {
+  const Case &c = execution.tested();
+  const bool cuda = execution.device().is_cuda();
+  const bool llama = c.rounding == RMSNORM_ROUNDING_LLAMA;
+  const rmsnorm::ForwardProblem problem = execution.forward_problem();
+  Bound y_bound = bound_of(cuda, c[kY].dtype, kBiasCpu, kBiasCuda);
+  if (!c.has(kBias)) y_bound.factor = 0;
+  Bound rstd_bound = {cuda ? 1.0 : c[kRstd].dtype == RMSNORM_DTYPE_F64 ? 2 : 0.501, 0};
+  if (cuda && is_half(c[kX].dtype) && is_half(c[kY].dtype) && is_half(c.h_dtype()))
+    rstd_bound = {0, std::ldexp(1, -20)};
+  enum { kOfY, kOfSum, kOfRstd };
+  const std::vector<Judge> fresh = {{c, kY, y_bound},
+                                    {c, kResidualOut, {0, 0}},
+                                    {c, kRstd, rstd_bound}};
+
+  const std::vector<Judge> judges =
+      over_rows(c, fresh, [&](std::vector<Judge> *own, int64_t row, int64_t group) {
+        const rmsnorm::reference::ForwardRow exact =
+            rmsnorm::reference::forward_row(problem, row, group);
+        if (c.has(kRstd))
+          (*own)[kOfRstd].compare(execution.output(kRstd, row, group, 0), exact.rstd,
+                                  std::fabs(exact.rstd.high), row, group, 0);
+        std::vector<Exact> choices;
+        for (int64_t col = 0; col < c.cols; ++col) {
+          const size_t i = static_cast<size_t>(col);
+          if (c.has(kResidualOut))
+            (*own)[kOfSum].expect_equal(execution.output(kResidualOut, row, group, col), exact.h[i],
+                                        row, group, col);
+          const double got = execution.output(kY, row, group, col);
+          if (!llama) {
+            (*own)[kOfY].compare(got, exact.y[i], exact.product[i], row, group, col);
+            continue;
+          }
+          choices.clear();
+          for (const double scaled : llama_roundings(exact.scaled[i], problem.h_dtype, cuda))
+            choices.push_back(rmsnorm::reference::llama_y(problem, scaled, group, col));
+          (*own)[kOfY].compare_any(got, choices, exact.product[i], row, group, col);
+        }
+      });
+
+  std::string result = "y";
+  if (llama) result += " llama";
+  if (c.has(kBias)) result += " bias";
+  for (const auto &[index, text] :
+       {std::pair<int, std::string>{kOfY, result}, {kOfSum, "residual_out"}, {kOfRstd, "rstd"}}) {
+    const testing::AssertionResult verdict =
+        judges[static_cast<size_t>(index)].verdict(execution, text);
+    if (!verdict) return verdict;
+  }
+  return testing::AssertionSuccess();
+}
+
+testing::AssertionResult judge_dx(const Execution &execution) {
+  const Case &c = execution.tested();
+  const bool cuda = execution.device().is_cuda();
+  const rmsnorm::BackwardProblem problem = execution.backward_problem();
+  std::vector<Name> names;
+  for (const Name name : {kDx, kDresidual})
+    if (c.has(name)) names.push_back(name);
+  std::vector<Judge> fresh;
+  for (const Name name : names)
+    fresh.push_back({c, name, bound_of(cuda, c[name].dtype, kGradient, kDxCuda)});
+  if (names.empty()) return testing::AssertionSuccess();
+
+  const std::vector<Judge> judges =
+      over_rows(c, fresh, [&](std::vector<Judge> *own, int64_t row, int64_t group) {
+        const rmsnorm::reference::BackwardRow exact =
+            rmsnorm::reference::backward_row(problem, row, group);
+        for (size_t n = 0; n < names.size(); ++n)
+          for (int64_t col = 0; col < c.cols; ++col) {
+            const size_t i = static_cast<size_t>(col);
+            (*own)[n].compare(execution.output(names[n], row, group, col), exact.dx[i],
+                              exact.magnitude[i], row, group, col);
+          }
+      });
+  for (size_t n = 0; n < names.size(); ++n) {
+    const testing::AssertionResult verdict = judges[n].verdict(execution, "dx");
+    if (!verdict) return verdict;
+  }
+  return testing::AssertionSuccess();
+}
+
+Exact plus(const Exact &a, const Exact &b) {
+  const double sum = a.high + b.high;
+  if (!std::isfinite(sum)) return {sum, 0};
+  const double part = sum - a.high;
+  return {sum, (a.high - (sum - part)) + (b.high - part) + a.low + b.low};
+}
+
+// One group's gradients, or all groups', from parts of the rows on the host's threads.
+rmsnorm::reference::WeightGradients sums_of(const rmsnorm::BackwardProblem &problem,
+                                            int64_t group) {
+  constexpr int64_t kParts = 16;
+  std::vector<rmsnorm::reference::WeightGradients> parts(kParts);
+  on_host_threads(kParts, [&](int64_t index) {
+    const int64_t begin = problem.rows * index / kParts, end = problem.rows * (index + 1) / kParts;
+    rmsnorm::BackwardProblem part = problem;
+    part.rows = end - begin;
+    for (rmsnorm::View *view : {&part.x, &part.dy, &part.rstd})
+      if (view->present()) view->data = view->at(begin, 0);
+    parts[static_cast<size_t>(index)] = rmsnorm::reference::weight_gradients(part, group);
+  });
+  rmsnorm::reference::WeightGradients sum = parts[0];
+  for (size_t i = 1; i < parts.size(); ++i)
+    for (size_t col = 0; col < sum.dweight.size(); ++col) {
+      sum.dweight[col] = plus(sum.dweight[col], parts[i].dweight[col]);
+      sum.dbias[col] = plus(sum.dbias[col], parts[i].dbias[col]);
+      sum.dweight_magnitude[col] += parts[i].dweight_magnitude[col];
+      sum.dbias_magnitude[col] += parts[i].dbias_magnitude[col];
+    }
+  return sum;
+}
+
+testing::AssertionResult judge_sums(const Execution &execution) {
+  const Case &c = execution.tested();
+  const bool cuda = execution.device().is_cuda();
+  const bool accumulate = (c.flags & RMSNORM_FLAG_ACCUMULATE) != 0;
+  if (!c.has(kDweight) && !c.has(kDbias)) return testing::AssertionSuccess();
+  const rmsnorm::BackwardProblem problem = execution.backward_problem();
+  const int64_t groups = problem.per_group ? c.group_count() : 1;
+  std::vector<rmsnorm::reference::WeightGradients> exact(static_cast<size_t>(groups));
+  if (groups == 1) exact[0] = sums_of(problem, 0);
+  else
+    on_host_threads(groups, [&](int64_t group) {
+      exact[static_cast<size_t>(group)] = rmsnorm::reference::weight_gradients(problem, group);
+    });
+  for (const Name name : {kDweight, kDbias}) {
+    if (!c.has(name)) continue;
+    Judge judge(c, name, bound_of(cuda, c[name].dtype, kGradient, kSumCuda));
+    for (int64_t group = 0; group < groups; ++group)
+      for (int64_t col = 0; col < c.cols; ++col) {
+        const rmsnorm::reference::WeightGradients &sums = exact[static_cast<size_t>(group)];
+        const size_t i = static_cast<size_t>(col);
+        Exact sum = name == kDweight ? sums.dweight[i] : sums.dbias[i];
+        if (accumulate) sum = plus(sum, {execution.input(name, 0, group, col), 0});
+        judge.compare(execution.output(name, 0, group, col), sum,
+                      name == kDweight ? sums.dweight_magnitude[i] : sums.dbias_magnitude[i], 0,
+                      group, col);
+      }
+    const testing::AssertionResult verdict = judge.verdict(execution, info(name).text);
+    if (!verdict) return verdict;
+  }
+  return testing::AssertionSuccess();
+}
+
+}  // namespace
+
+void on_host_threads(int64_t count, const std::function<void(int64_t)> &body) {
+  const int64_t threads =
+      std::min<int64_t>(count, std::max<int64_t>(1, std::thread::hardware_concurrency()));
+  std::atomic<int64_t> next{0};
+  const auto work = [&] {
+    for (int64_t index = next++; index < count; index = next++) body(index);
+  };
+  std::vector<std::thread> others;
+  for (int64_t i = 1; i < threads; ++i) others.emplace_back(work);
+  work();
+  for (std::thread &thread : others) thread.join();
+}
+
+testing::AssertionResult conforms(const Execution &execution) {
+  const testing::AssertionResult memory = execution.nothing_else_written();
+  if (!memory) return memory;
+  if (execution.tested().direction == Direction::kForward) return judge_forward(execution);
+  const testing::AssertionResult dx = judge_dx(execution);
+  return dx ? judge_sums(execution) : dx;
+}
+
+testing::AssertionResult conforms(Device &device, const Case &c) {
+  Execution execution(device, c);
+  const rmsnorm_status_t status = execution.run();
+  if (status != RMSNORM_SUCCESS)
+    return testing::AssertionFailure() << rmsnorm_status_name(status) << ": " << last_error()
+                                       << "\n  " << device.name() << " " << c;
+  return conforms(execution);
+}
+
+}  // namespace rmsnorm_test
