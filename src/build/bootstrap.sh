@@ -1,3 +1,4 @@
+# shellcheck shell=bash
 # For examples/run and tests/run: finds the tools of a build and installs those that are missing.
 # What PyPI has goes into a virtual environment, build/tools; apt is for the rest. Sourced from the
 # repository's root. README.md, "Dependencies", says what each tool is for.

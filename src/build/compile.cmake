@@ -9,7 +9,8 @@ function(rmsnorm_compile_options target)
   target_compile_features(${target} PRIVATE cxx_std_17)
   set_target_properties(${target} PROPERTIES CXX_VISIBILITY_PRESET hidden)
   target_compile_options(${target} PRIVATE $<$<COMPILE_LANGUAGE:CXX>:
-    -Wall -Wextra -fno-exceptions -fno-rtti -ffp-contract=off $<$<CONFIG:Release>:-O2>>)
+    -Wall -Wextra -fno-exceptions -fno-rtti -ffp-contract=off
+    $<$<CONFIG:Release>:-O2>>)
 endfunction()
 
 if(CMAKE_SYSTEM_PROCESSOR MATCHES "^(x86_64|AMD64)$")
@@ -24,5 +25,5 @@ else()
 endif()
 foreach(isa generic avx2 avx512 neon)  # the files that are not for this processor compile to nothing
   set_source_files_properties(src/cpu/isa/${isa}.cpp PROPERTIES
-    COMPILE_OPTIONS "$<$<CONFIG:Release>:-O3>;${${isa}}")
+    COMPILE_OPTIONS "$<$<CONFIG:Release,RelWithDebInfo>:-O3>;${${isa}}")
 endforeach()

@@ -11,23 +11,29 @@
 namespace rmsnorm::cuda {
 namespace {
 
-template <class T, bool kWhole>
+template <class T, bool kWhole, bool kPlain>
 const void *rows_kernel(int vectors) {
   switch (vectors) {
-    case 1: return reinterpret_cast<const void *>(backward_rows<T, 1, kWhole>);
-    case 2: return reinterpret_cast<const void *>(backward_rows<T, 2, kWhole>);
-    default: return reinterpret_cast<const void *>(backward_rows<T, 4, kWhole>);
+    case 1: return reinterpret_cast<const void *>(backward_rows<T, 1, kWhole, kPlain>);
+    case 2: return reinterpret_cast<const void *>(backward_rows<T, 2, kWhole, kPlain>);
+    default: return reinterpret_cast<const void *>(backward_rows<T, 4, kWhole, kPlain>);
   }
 }
 
-template <bool kWhole>
+// Mixed dtypes are never plain.
+template <bool kWhole, bool kPlain>
 const void *rows_kernel(rmsnorm_dtype_t dtype, int vectors) {
   switch (dtype) {
-    case RMSNORM_DTYPE_BF16: return rows_kernel<__nv_bfloat16, kWhole>(vectors);
-    case RMSNORM_DTYPE_F16: return rows_kernel<__half, kWhole>(vectors);
-    case RMSNORM_DTYPE_F32: return rows_kernel<float, kWhole>(vectors);
-    default: return rows_kernel<AnyElement, kWhole>(vectors);
+    case RMSNORM_DTYPE_BF16: return rows_kernel<__nv_bfloat16, kWhole, kPlain>(vectors);
+    case RMSNORM_DTYPE_F16: return rows_kernel<__half, kWhole, kPlain>(vectors);
+    case RMSNORM_DTYPE_F32: return rows_kernel<float, kWhole, kPlain>(vectors);
+    default: return rows_kernel<AnyElement, kWhole, false>(vectors);
   }
+}
+
+const void *rows_kernel(rmsnorm_dtype_t dtype, int vectors, bool whole, bool plain) {
+  if (whole) return plain ? rows_kernel<true, true>(dtype, vectors) : rows_kernel<true, false>(dtype, vectors);
+  return plain ? rows_kernel<false, true>(dtype, vectors) : rows_kernel<false, false>(dtype, vectors);
 }
 
 // The tensors of rows x groups x cols.
@@ -116,7 +122,7 @@ Plan plan_of(const State &state, const BackwardProblem &p, bool by_group) {
   plan.exact_rows = config.vectors == 0 && rows_outputs;
   const bool column_dweight = p.dweight.present() && !plan.rows_dweight;
   plan.columns = column_dweight || p.dbias.present();
-  if (plan.exact_rows) plan.row_rstd = reserve(tasks, sizeof(double), &plan.bytes);
+  if (plan.exact_rows) plan.row_rstd = reserve(tasks, sizeof(RowRstd), &plan.bytes);
   if (plan.columns) {
     const int64_t tiles = divide_up(p.cols, kColumnThreads) * plan.sums;
     plan.column_chunks = choose_column_chunks(plan.sum_tasks, tiles, state.multiprocessors);
@@ -186,7 +192,7 @@ class Run {
     args.dresidual_out = matrix_of(p_.dresidual_out);
     args.dx = matrix_of(p_.dx);
     args.dresidual = matrix_of(p_.dresidual);
-    args.row_rstd = at<double>(plan_.row_rstd);
+    args.row_rstd = at<RowRstd>(plan_.row_rstd);
     args.dweight = plan_.columns && p_.dweight.present() && !plan_.rows_dweight
                        ? at<double>(plan_.dweight)
                        : nullptr;
@@ -240,10 +246,11 @@ class Run {
     RMSNORM_TRY(check_blocks(plan_.blocks * plan_.sums));
     const LaunchShape shape = {plan_.blocks * plan_.sums, plan_.config.threads, plan_.config.groups,
                                plan_.memory.bytes(), stream_, args.overlap};
-    const void *kernel = is_whole(p_, plan_.width)
-                             ? rows_kernel<true>(plan_.dtype, plan_.config.vectors)
-                             : rows_kernel<false>(plan_.dtype, plan_.config.vectors);
-    return launch(state_, kernel, shape, &args);
+    const bool plain = p_.dx.present() && !p_.dresidual.present() && !p_.dresidual_out.present() &&
+                       (plan_.by_group || p_.groups == 1);
+    return launch(state_,
+                  rows_kernel(plan_.dtype, plan_.config.vectors, is_whole(p_, plan_.width), plain), shape,
+                  &args);
   }
 
   template <class Real>
@@ -314,10 +321,10 @@ const Operation<BackwardProblem> kBackward = {workspace_size, kernel_name, run};
 
 rmsnorm_status_t visit_backward_kernels(const KernelVisitor &visitor) {
   for (const rmsnorm_dtype_t dtype : kRowDtypes)
-    for (const int vectors : {1, 2, 4}) {
-      RMSNORM_TRY(visitor.visit(rows_kernel<false>(dtype, vectors), true));
-      RMSNORM_TRY(visitor.visit(rows_kernel<true>(dtype, vectors), true));
-    }
+    for (const int vectors : {1, 2, 4})
+      for (const bool whole : {false, true})
+        for (const bool plain : {false, true})
+          RMSNORM_TRY(visitor.visit(rows_kernel(dtype, vectors, whole, plain), true));
   for (const void *kernel : {reinterpret_cast<const void *>(backward_rstd<false>),
                              reinterpret_cast<const void *>(backward_rstd<true>),
                              reinterpret_cast<const void *>(backward_columns),

@@ -9,25 +9,30 @@
 namespace rmsnorm::cuda {
 namespace {
 
-// vectors 0: forward_long.
-template <class T, bool kWhole>
+template <class T, bool kWhole, bool kPlain>
 const void *rows_kernel(int vectors) {
   switch (vectors) {
-    case 1: return reinterpret_cast<const void *>(forward_rows<T, 1, kWhole>);
-    case 2: return reinterpret_cast<const void *>(forward_rows<T, 2, kWhole>);
-    case 4: return reinterpret_cast<const void *>(forward_rows<T, 4, kWhole>);
+    case 1: return reinterpret_cast<const void *>(forward_rows<T, 1, kWhole, kPlain>);
+    case 2: return reinterpret_cast<const void *>(forward_rows<T, 2, kWhole, kPlain>);
+    case 4: return reinterpret_cast<const void *>(forward_rows<T, 4, kWhole, kPlain>);
     default: return reinterpret_cast<const void *>(forward_long<T, kWhole>);
   }
 }
 
-template <bool kWhole>
+// vectors 0: forward_long, which has one form for plain calls and others. Mixed dtypes are never plain.
+template <bool kWhole, bool kPlain>
 const void *rows_kernel(rmsnorm_dtype_t dtype, int vectors) {
   switch (dtype) {
-    case RMSNORM_DTYPE_BF16: return rows_kernel<__nv_bfloat16, kWhole>(vectors);
-    case RMSNORM_DTYPE_F16: return rows_kernel<__half, kWhole>(vectors);
-    case RMSNORM_DTYPE_F32: return rows_kernel<float, kWhole>(vectors);
-    default: return rows_kernel<AnyElement, kWhole>(vectors);
+    case RMSNORM_DTYPE_BF16: return rows_kernel<__nv_bfloat16, kWhole, kPlain>(vectors);
+    case RMSNORM_DTYPE_F16: return rows_kernel<__half, kWhole, kPlain>(vectors);
+    case RMSNORM_DTYPE_F32: return rows_kernel<float, kWhole, kPlain>(vectors);
+    default: return rows_kernel<AnyElement, kWhole, false>(vectors);
   }
+}
+
+const void *rows_kernel(rmsnorm_dtype_t dtype, int vectors, bool whole, bool plain) {
+  if (whole) return plain ? rows_kernel<true, true>(dtype, vectors) : rows_kernel<true, false>(dtype, vectors);
+  return plain ? rows_kernel<false, true>(dtype, vectors) : rows_kernel<false, false>(dtype, vectors);
 }
 
 // Whether every access can be a whole vector of `width` elements.
@@ -113,8 +118,7 @@ rmsnorm_status_t run(const void *opaque, const ForwardProblem &p, const Launch &
                            ? reinterpret_cast<const void *>(forward_exact<true>)
                            : reinterpret_cast<const void *>(forward_exact<false>);
   if (plan.config.threads != 0) {
-    kernel = is_whole(p, plan.width) ? rows_kernel<true>(plan.dtype, plan.config.vectors)
-                                     : rows_kernel<false>(plan.dtype, plan.config.vectors);
+    kernel = rows_kernel(plan.dtype, plan.config.vectors, is_whole(p, plan.width), args.plain);
     shape.threads_x = plan.config.threads;
     shape.threads_y = plan.config.rows;
     shape.shared_memory = plan.config.shared_memory;
@@ -138,10 +142,10 @@ const void *any_kernel() { return reinterpret_cast<const void *>(forward_exact<f
 
 rmsnorm_status_t visit_forward_kernels(const KernelVisitor &visitor) {
   for (const rmsnorm_dtype_t dtype : kRowDtypes)
-    for (const int vectors : {0, 1, 2, 4}) {
-      RMSNORM_TRY(visitor.visit(rows_kernel<false>(dtype, vectors), vectors == 0));
-      RMSNORM_TRY(visitor.visit(rows_kernel<true>(dtype, vectors), vectors == 0));
-    }
+    for (const int vectors : {0, 1, 2, 4})
+      for (const bool whole : {false, true})
+        for (const bool plain : {false, true})
+          RMSNORM_TRY(visitor.visit(rows_kernel(dtype, vectors, whole, plain), vectors == 0));
   RMSNORM_TRY(visitor.visit(reinterpret_cast<const void *>(forward_exact<false>), false));
   return visitor.visit(reinterpret_cast<const void *>(forward_exact<true>), false);
 }

@@ -60,18 +60,18 @@ template <rmsnorm_dtype_t kDtype>
 }
 
 template <rmsnorm_dtype_t kDtype>
-[[gnu::always_inline]] inline char *address(const Elements &row, int64_t col) {
+[[gnu::always_inline]] inline char *address(Elements row, int64_t col) {
   if constexpr (kDtype == kAny) return row.data + (col << row.shift);
   return row.data + col * (kDtype == RMSNORM_DTYPE_F64 ? 8 : kDtype == RMSNORM_DTYPE_F32 ? 4 : 2);
 }
 
-[[gnu::noinline]] inline Block load_end(const Elements &row, int64_t col, int64_t count) {
+[[gnu::noinline]] inline Block load_end(Elements row, int64_t col, int64_t count) {
   alignas(64) char buffer[kLanes * sizeof(float)] = {};
   __builtin_memcpy(buffer, address<kAny>(row, col), static_cast<size_t>(count << row.shift));
   return load_block<kAny>(buffer, row.dtype);
 }
 
-[[gnu::noinline]] inline void store_end(const Block &block, const Elements &row, int64_t col,
+[[gnu::noinline]] inline void store_end(const Block &block, Elements row, int64_t col,
                                         int64_t count) {
   alignas(64) char buffer[kLanes * sizeof(float)];
   store_block<kAny>(block, buffer, row.dtype);
@@ -80,13 +80,13 @@ template <rmsnorm_dtype_t kDtype>
 
 // `count` is 16, or less at the end of a row.
 template <rmsnorm_dtype_t kDtype>
-[[gnu::always_inline]] inline Block load(const Elements &row, int64_t col, int64_t count) {
+[[gnu::always_inline]] inline Block load(Elements row, int64_t col, int64_t count) {
   if (count == kLanes) return load_block<kDtype>(address<kDtype>(row, col), row.dtype);
   return load_end(row, col, count);
 }
 
 template <rmsnorm_dtype_t kDtype>
-[[gnu::always_inline]] inline void store(const Block &block, const Elements &row, int64_t col,
+[[gnu::always_inline]] inline void store(const Block &block, Elements row, int64_t col,
                                          int64_t count) {
   if (count == kLanes) return store_block<kDtype>(block, address<kDtype>(row, col), row.dtype);
   store_end(block, row, col, count);

@@ -45,12 +45,13 @@ template <rmsnorm_dtype_t kDtype, bool kAdds>
 
 // Writes residual_out, and sums the squares of h.
 template <rmsnorm_dtype_t kDtype, bool kAdds>
-double forward_rstd(const ForwardProblem &problem, const ForwardRow &row) {
+double forward_rstd(const ForwardProblem &problem, const ForwardRow row) {
+  const rmsnorm_dtype_t h_dtype = problem.h_dtype;
   Block squares = broadcast(0);
   each_run(problem.cols, [&](int64_t begin, int64_t end) __attribute__((always_inline)) {
     Block sum = broadcast(0);
     each_block(begin, end, [&](int64_t col, int64_t count) __attribute__((always_inline)) {
-      const Block h = load_h<kDtype, kAdds>(row, problem.h_dtype, col, count);
+      const Block h = load_h<kDtype, kAdds>(row, h_dtype, col, count);
       if (kAdds && row.residual_out.present()) store<kDtype>(h, row.residual_out, col, count);
       sum = sum + h * h;
     });
@@ -60,12 +61,14 @@ double forward_rstd(const ForwardProblem &problem, const ForwardRow &row) {
 }
 
 template <rmsnorm_dtype_t kDtype, bool kAdds>
-void write_y(const ForwardProblem &problem, const ForwardRow &row, double rstd) {
+void write_y(const ForwardProblem &problem, const ForwardRow row, double rstd) {
+  const rmsnorm_dtype_t h_dtype = problem.h_dtype;
+  const bool llama = problem.llama;
   const Block scale = broadcast(rstd), offset = broadcast(problem.weight_offset);
   const Block no_weight = broadcast(1) + offset;
   each_block(0, problem.cols, [&](int64_t col, int64_t count) __attribute__((always_inline)) {
-    Block y = load_h<kDtype, kAdds>(row, problem.h_dtype, col, count) * scale;
-    if (problem.llama) y = round_to<kDtype>(y, problem.h_dtype);
+    Block y = load_h<kDtype, kAdds>(row, h_dtype, col, count) * scale;
+    if (llama) y = round_to<kDtype>(y, h_dtype);
     if (row.weight.present()) y = y * (load<kDtype>(row.weight, col, count) + offset);
     else y = y * no_weight;
     if (row.bias.present()) y = y + load<kDtype>(row.bias, col, count);

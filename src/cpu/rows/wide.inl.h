@@ -2,8 +2,8 @@
 // of fp64 elements overflows, underflows or loses what the promise of 2 ulp needs. Scalar; the same operations in
 // the same order on every instruction set. Included inside the isa file's namespace.
 //
-// Invariant: |high| is in [0.5, 1) and high is the double nearest to high + low; or high is 0, Inf or NaN, low is 0
-// and the exponent means nothing. Such numbers behave as in IEEE arithmetic.
+// |high| is in [0.5, 1), within a rounding error, and high is the double nearest to high + low; or high is 0, Inf or NaN, low
+// is 0 and the exponent means nothing. Such numbers behave as in IEEE arithmetic.
 
 // 2^exponent, for a normal result.
 inline double power_of_two(int64_t exponent) {
@@ -23,21 +23,31 @@ inline double scale_by(double value, int64_t exponent) {
   return value * power_of_two(near) * power_of_two(clamp(exponent - near, 1000));
 }
 
-// The exponent of a finite, nonzero double: |value| * 2^-exponent is in [0.5, 1).
-inline int64_t exponent_of(double value) {
+// The biased exponent field: 0 for zeros and subnormal numbers, 2047 for Inf and NaN.
+inline int64_t exponent_field(double value) {
   uint64_t bits;
   __builtin_memcpy(&bits, &value, sizeof bits);
-  const int64_t biased = static_cast<int64_t>(bits >> 52 & 0x7ff);
-  return biased != 0 ? biased - 1022 : exponent_of(value * 0x1p64) - 64;
+  return static_cast<int64_t>(bits >> 52 & 0x7ff);
+}
+
+// The exponent of a finite, nonzero double: |value| * 2^-exponent is in [0.5, 1).
+inline int64_t exponent_of(double value) {
+  const int64_t field = exponent_field(value);
+  return field != 0 ? field - 1022 : exponent_field(value * 0x1p64) - 1022 - 64;
 }
 
 inline bool is_plain(double value) { return value != 0 && value - value == 0; }  // nor Inf, NaN
 
 // (high + low) * 2^exponent, high being the double nearest to high + low.
 inline Wide make_wide(double high, double low, int64_t exponent) {
+  const int64_t shift = exponent_field(high) - 1022;
+  if (__builtin_expect(shift > -1000 && shift < 1000, 1)) {
+    const double power = power_of_two(-shift);
+    return {high * power, low * power, exponent + shift};
+  }
   if (!is_plain(high)) return {high, 0, 0};
-  const int64_t shift = exponent_of(high);
-  return {scale_by(high, -shift), scale_by(low, -shift), exponent + shift};
+  const int64_t far = exponent_of(high);
+  return {scale_by(high, -far), scale_by(low, -far), exponent + far};
 }
 
 inline Wide to_wide(double value) { return make_wide(value, 0, 0); }
@@ -64,26 +74,36 @@ inline Pair fast_two_sum(double a, double b) {
 inline Wide multiply(const Wide &a, const Wide &b) {
   const Pair product = two_prod(a.high, b.high);
   if (!is_plain(product.high)) return {product.high, 0, 0};
-  const Pair sum =
-      fast_two_sum(product.high, product.low + (a.high * b.low + a.low * b.high));
-  return make_wide(sum.high, sum.low, a.exponent + b.exponent);
+  const Pair sum = fast_two_sum(product.high, product.low + (a.high * b.low + a.low * b.high));
+  const bool small = __builtin_fabs(sum.high) < 0.5;
+  const double factor = small ? 2 : 1;
+  return {sum.high * factor, sum.low * factor, a.exponent + b.exponent - (small ? 1 : 0)};
 }
 
 inline Wide add(const Wide &a, const Wide &b) {
-  if (!is_plain(a.high) || !is_plain(b.high)) {
+  if (!is_plain(a.high * b.high)) {  // zeros, Infs, NaNs
     if (a.high == 0 && is_plain(b.high)) return b;
     if (b.high == 0 && is_plain(a.high)) return a;
     return {a.high + b.high, 0, 0};
   }
   const bool swap = a.exponent < b.exponent;
-  const Wide &large = swap ? b : a, &small = swap ? a : b;
+  const Wide large = swap ? b : a, small = swap ? a : b;
   if (large.exponent - small.exponent > 200) return large;
-  const double factor = power_of_two(small.exponent - large.exponent);
-  const Pair high = two_sum(large.high, small.high * factor);
-  const Pair low = two_sum(large.low, small.low * factor);
+  const double power = power_of_two(small.exponent - large.exponent);
+  const Pair high = two_sum(large.high, small.high * power);
+  const Pair low = two_sum(large.low, small.low * power);
   const Pair sum = fast_two_sum(high.high, high.low + low.high);
   const Pair whole = fast_two_sum(sum.high, sum.low + low.low);
   return make_wide(whole.high, whole.low, large.exponent);
+}
+
+inline Wide divide(const Wide &a, double b) {
+  if (!is_plain(a.high)) return {a.high / b, 0, 0};
+  const double quotient = a.high / b;  // and one step of long division
+  const Pair part = two_prod(quotient, b);
+  const double rest = ((a.high - part.high) - part.low + a.low) / b;
+  const Pair sum = fast_two_sum(quotient, rest);
+  return make_wide(sum.high, sum.low, a.exponent);
 }
 
 // 1 / sqrt(a)

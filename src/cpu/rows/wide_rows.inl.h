@@ -16,15 +16,8 @@ inline Wide wide_weight(const Elements &weight, const Wide &offset, int64_t col)
   return add(to_wide(weight.present() ? load_f64(weight, col) : 1), offset);
 }
 
-// 1 / sqrt(mean + eps), the mean being the sum of squares / cols.
 inline Wide wide_rstd(const Wide &squares, int64_t cols, double eps) {
-  if (!is_plain(squares.high)) return reciprocal_sqrt(add(squares, to_wide(eps)));
-  const double count = static_cast<double>(cols);
-  const double quotient = squares.high / count;  // and one step of long division
-  const Pair part = two_prod(quotient, count);
-  const double rest = ((squares.high - part.high) - part.low + squares.low) / count;
-  const Pair mean = fast_two_sum(quotient, rest);
-  return reciprocal_sqrt(add(make_wide(mean.high, mean.low, squares.exponent), to_wide(eps)));
+  return reciprocal_sqrt(add(divide(squares, static_cast<double>(cols)), to_wide(eps)));
 }
 
 // The sum of the squares of value(col): scaled by the largest, so that squares neither overflow nor vanish
@@ -107,7 +100,7 @@ void backward_row_f64(const BackwardProblem &problem, const GradientSums &sums, 
       const Wide wdy = multiply(wide_weight(row.weight, offset, col), to_wide(load_f64(row.dy, col)));
       mean = add(mean, multiply(wdy, multiply(to_wide(x(col)), rstd)));
     }
-    mean = multiply(mean, to_wide(1 / static_cast<double>(problem.cols)));
+    mean = divide(mean, static_cast<double>(problem.cols));
   }
   for (int64_t col = 0; col < problem.cols; ++col) {
     const Wide dy = to_wide(load_f64(row.dy, col));

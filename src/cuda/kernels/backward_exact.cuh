@@ -9,11 +9,19 @@
 namespace rmsnorm::cuda {
 namespace {
 
+// rstd * 2^exponent; the exponent is 0 unless the row's squares leave fp64's range.
+struct RowRstd {
+  double rstd;
+  int64_t exponent;
+
+  __device__ double xhat(double x) const { return (exponent == 0 ? x : scalbn(x, int(exponent))) * rstd; }
+};
+
 struct ExactBackwardArgs {
   Tasks tasks;
   int64_t first_task;
   Matrix dy, x, weight, rstd, dresidual_out, dx, dresidual;
-  double *row_rstd;          // [tasks]
+  RowRstd *row_rstd;         // [tasks]
   double *dweight, *dbias;   // partial sums [groups if by_group][chunks][cols]; NULL: not wanted
   int64_t rows, cols, chunks, rows_per_chunk;  // rows: tasks that share a sum
   double eps, weight_offset;
@@ -29,15 +37,15 @@ __global__ void __launch_bounds__(kExactThreads)
   int64_t r, g;
   a.tasks.locate(task, &r, &g);
   if (a.overlap) start_beside_neighbours();
-  double rstd = a.rstd.data != nullptr ? load_double(a.rstd.at(r, g), 0, a.rstd.dtype) : 0;
+  RowRstd row = {a.rstd.data != nullptr ? load_double(a.rstd.at(r, g), 0, a.rstd.dtype) : 0, 0};
   const double smallest = a.rstd.dtype == RMSNORM_DTYPE_F64 ? 0x1p-1022 : 0x1p-126;
-  if (fabs(rstd) < smallest || isinf(rstd)) {
+  if (fabs(row.rstd) < smallest || isinf(row.rstd)) {
     const char *x = a.x.at(r, g);
     const ExactScale scale = exact_scale<kPairs>(
         a.cols, a.eps, [&](int64_t c) { return load_double(x, c, a.x.dtype); }, scratch);
-    rstd = scalbn(scale.rstd.high, scale.exponent);
+    row = {scale.rstd.high, scale.exponent};
   }
-  if (threadIdx.x == 0) a.row_rstd[task] = rstd;
+  if (threadIdx.x == 0) a.row_rstd[task] = row;
 }
 
 // One thread a column, blockIdx.x = (group * chunks + chunk) * tiles + tile: the chunk's rows in order.
@@ -61,7 +69,7 @@ __global__ void __launch_bounds__(kColumnThreads)
     const double dy = load_double(a.dy.at(r, g), c, a.dy.dtype);
     dbias += dy;
     if (a.dweight != nullptr)
-      dweight = fma(dy, load_double(a.x.at(r, g), c, a.x.dtype) * a.row_rstd[r * a.tasks.groups + g],
+      dweight = fma(dy, a.row_rstd[r * a.tasks.groups + g].xhat(load_double(a.x.at(r, g), c, a.x.dtype)),
                     dweight);
   }
   if (a.dweight != nullptr) a.dweight[partial * a.cols + c] = dweight;
@@ -76,18 +84,18 @@ __global__ void __launch_bounds__(kExactThreads)
   a.tasks.locate(task, &r, &g);
   const char *x = a.x.at(r, g), *dy = a.dy.at(r, g);
   const char *weight = a.weight.data + g * a.weight.group_stride;
-  const double rstd = a.row_rstd[task];
+  const RowRstd row = a.row_rstd[task];
   const auto weighted_dy = [&](int64_t c) {
     const double w = a.weight.data != nullptr ? load_double(weight, c, a.weight.dtype) : 1;
     return (w + a.weight_offset) * load_double(dy, c, a.dy.dtype);
   };
   double sum = 0;
   for (int64_t c = threadIdx.x; c < a.cols; c += kExactThreads)
-    sum = fma(weighted_dy(c), load_double(x, c, a.x.dtype) * rstd, sum);
+    sum = fma(weighted_dy(c), row.xhat(load_double(x, c, a.x.dtype)), sum);
   const double mean = block_sum({sum, 0}, scratch).high / double(a.cols);
   for (int64_t c = threadIdx.x; c < a.cols; c += kExactThreads) {
-    const double xhat = load_double(x, c, a.x.dtype) * rstd;
-    double dx = rstd * fma(-xhat, mean, weighted_dy(c));
+    double dx = row.rstd * fma(-row.xhat(load_double(x, c, a.x.dtype)), mean, weighted_dy(c));
+    if (row.exponent != 0) dx = scalbn(dx, int(row.exponent));
     if (a.dresidual_out.data != nullptr)
       dx += load_double(a.dresidual_out.at(r, g), c, a.dresidual_out.dtype);
     if (a.dx.data != nullptr) store_double(a.dx.at(r, g), c, a.dx.dtype, dx);

@@ -40,12 +40,14 @@ constexpr int kBackwardThreads = V == 1 ? 256 : 512;
 template <int V>
 constexpr int kBackwardBlocks = V == 1 ? 3 : 1;  // per multiprocessor, at least
 
-// Copies a vector to this thread's slot: asynchronously if it is whole and aligned.
+// Copies a vector to this thread's slot: asynchronously if it is whole and aligned. A vector beyond the row is left as
+// it is (the kernel has zeroed the ring).
 template <class T, bool kWhole>
 __device__ inline void copy_vector(Vector<T> *slot, const char *data, int valid, bool aligned,
                                    rmsnorm_dtype_t dtype) {
+  if (valid <= 0) return;
 #if __CUDA_ARCH__ >= 800
-  if (kWhole ? valid > 0 : aligned && valid >= kWidth<T>) {
+  if (kWhole || (aligned && valid >= kWidth<T>)) {
     const uint32_t address = uint32_t(__cvta_generic_to_shared(slot));
     if (size_of_element<T>(dtype) * kWidth<T> == 16)
       asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(address), "l"(data) : "memory");
@@ -174,28 +176,52 @@ __device__ __noinline__ double exact_rstd(double sum, double cols, double eps) {
 
 // ---- The kernel ----------------------------------------------------------------------------------
 
-// The rows that one group of threads takes, one after another: every stride-th task.
-struct Walk {
-  int64_t r, g;
-  int64_t row_step, group_step, groups;
-
-  __device__ Walk(const BackwardArgs &a, int64_t first, int64_t stride, int64_t fixed_group) {
-    if (a.by_group || a.tasks.groups == 1) {
-      r = first, g = fixed_group;
-      row_step = stride, group_step = 0, groups = g + 1;
-    } else {
-      a.tasks.locate(first, &r, &g);
-      a.tasks.locate(stride, &row_step, &group_step);
-      groups = a.tasks.groups;
-    }
+// The rows that one group of threads takes, one after another: every stride-th task. kSteps: from row to row of one
+// group, where each tensor's pointer moves by a constant.
+template <bool kSteps>
+class Walk {
+ public:
+  __device__ Walk(const BackwardArgs &a, int64_t first, int64_t stride, int64_t fixed_group)
+      : r_(first), g_(fixed_group), row_step_(stride) {
+    if (kSteps || a.by_group || a.tasks.groups == 1) return;
+    a.tasks.locate(first, &r_, &g_);
+    a.tasks.locate(stride, &row_step_, &group_step_);
+    groups_ = a.tasks.groups;
   }
+  __device__ int64_t row() const { return r_; }
+  __device__ int64_t group() const { return g_; }
   __device__ void advance() {
-    r += row_step, g += group_step;
-    if (g >= groups) g -= groups, ++r;
+    r_ += row_step_;
+    if (kSteps) return;
+    g_ += group_step_;
+    if (g_ >= groups_) g_ -= groups_, ++r_;
   }
+  __device__ int64_t row_step() const { return row_step_; }
+
+ private:
+  int64_t r_, g_;
+  int64_t row_step_, group_step_ = 0, groups_ = INT64_MAX;
 };
 
-template <class T, int V, bool kWhole>
+template <bool kSteps>
+class RowPointer {
+ public:
+  __device__ RowPointer(const Matrix &matrix, const Walk<kSteps> &walk)
+      : matrix_(matrix), row_(matrix.at(walk.row(), walk.group())),
+        step_(walk.row_step() * matrix.row_stride) {}
+  __device__ char *at(const Walk<kSteps> &walk) const {
+    return kSteps ? row_ : matrix_.at(walk.row(), walk.group());
+  }
+  __device__ void advance() { row_ += step_; }
+
+ private:
+  const Matrix &matrix_;
+  char *row_;
+  int64_t step_;
+};
+
+// kPlain: dx alone is asked for, rows are walked in one group, and nothing is added to dx.
+template <class T, int V, bool kWhole, bool kPlain>
 __global__ void __launch_bounds__(kBackwardThreads<V>, kBackwardBlocks<V>)
     backward_rows(const __grid_constant__ BackwardArgs a) {
   constexpr int W = kWidth<T>;
@@ -205,7 +231,6 @@ __global__ void __launch_bounds__(kBackwardThreads<V>, kBackwardBlocks<V>)
   const int lane = threadIdx.x, threads = blockDim.x, place = threadIdx.y, groups = blockDim.y;
   const int own_scratch = threads > 32 ? place : 0;
   const int cols = int(a.cols), padded = V * W * threads, slots = V * threads * groups;
-  Vector<T> *const own = reinterpret_cast<Vector<T> *>(memory) + place * threads + lane;
   float *const weights = reinterpret_cast<float *>(memory + a.stages * 2 * slots);
   float *const combined = weights + padded;  // [groups][padded]
   const int64_t fixed_group = a.by_group ? blockIdx.x / a.blocks : 0;
@@ -213,28 +238,34 @@ __global__ void __launch_bounds__(kBackwardThreads<V>, kBackwardBlocks<V>)
   const int64_t first = block * groups + place, stride = int64_t(a.blocks) * groups;
   const int count =  // of rows; the other groups may have one more
       first < a.tasks.count ? int((a.tasks.count - 1 - first) / stride) + 1 : 0;
-  Walk ahead(a, first, stride, fixed_group), here = ahead;
   const auto column = [&](int v) { return (v * threads + lane) * W; };
 
-  // Slot of vector v of this thread in a stage: x is array 0, dy array 1.
-  const auto slot = [&](int stage, int array, int v) {
-    return own + (stage * 2 + array) * slots + v * threads * groups;
+  // This thread's slots of a stage: vector v of x at v * slot_step, of dy `slots` further.
+  const int slot_step = threads * groups;
+  Vector<T> *const ring = reinterpret_cast<Vector<T> *>(memory) + place * threads + lane;
+  Vector<T> *const ring_end = ring + a.stages * 2 * slots;
+  const auto next_stage = [&](Vector<T> *stage) {
+    stage += 2 * slots;
+    return stage == ring_end ? ring : stage;
   };
+
+  Walk<kPlain> ahead(a, first, stride, fixed_group), here = ahead;
+  RowPointer<kPlain> x_rows(a.x, ahead), dy_rows(a.dy, ahead), dx_rows(a.dx, here), rstd_rows(a.rstd, here);
   // Starts copying the row that `ahead` stands at.
-  const auto fetch = [&](int iteration, int stage) {
+  const auto fetch = [&](int iteration, Vector<T> *stage) {
     if (iteration < count) {
+      const char *const rows[2] = {x_rows.at(ahead), dy_rows.at(ahead)};
+      const rmsnorm_dtype_t dtypes[2] = {a.x.dtype, a.dy.dtype};
 #pragma unroll
       for (int array = 0; array < 2; ++array) {
-        const Matrix &matrix = array == 0 ? a.x : a.dy;
-        const char *row = matrix.at(ahead.r, ahead.g);
-        const bool aligned = is_aligned<T>(row, matrix.dtype);
+        const bool aligned = is_aligned<T>(rows[array], dtypes[array]);
 #pragma unroll
         for (int v = 0; v < V; ++v)
-          copy_vector<T, kWhole>(slot(stage, array, v),
-                                 row + column(v) * size_of_element<T>(matrix.dtype),
-                                 cols - column(v), aligned, matrix.dtype);
+          copy_vector<T, kWhole>(stage + array * slots + v * slot_step,
+                                 rows[array] + column(v) * size_of_element<T>(dtypes[array]),
+                                 cols - column(v), aligned, dtypes[array]);
       }
-      ahead.advance();
+      ahead.advance(), x_rows.advance(), dy_rows.advance();
     }
     commit_stage();
   };
@@ -258,13 +289,14 @@ __global__ void __launch_bounds__(kBackwardThreads<V>, kBackwardBlocks<V>)
     }
   }
   if (a.overlap) start_beside_neighbours();
-  for (int stage = 0; stage < a.stages; ++stage)  // columns beyond the row stay zero
-#pragma unroll
-    for (int v = 0; v < V; ++v) *slot(stage, 0, v) = *slot(stage, 1, v) = {{0, 0, 0, 0}};
-  for (int stage = 0; stage < a.stages - 1; ++stage) fetch(stage, stage);
+  for (int i = 0; i < a.stages * 2 * V; ++i) ring[i * slot_step] = {{0, 0, 0, 0}};
+  Vector<T> *stage = ring, *fetch_stage = ring;
+  for (int i = 0; i < a.stages - 1; ++i) {
+    fetch(i, fetch_stage);
+    fetch_stage = next_stage(fetch_stage);
+  }
   const auto given_rstd = [&](bool active) {
-    if (a.rstd.data == nullptr || !active) return 0.0f;
-    return *reinterpret_cast<const float *>(a.rstd.at(here.r, here.g));
+    return a.rstd.data != nullptr && active ? *reinterpret_cast<const float *>(rstd_rows.at(here)) : 0;
   };
   float next_rstd = given_rstd(count > 0);
   __syncthreads();
@@ -275,47 +307,47 @@ __global__ void __launch_bounds__(kBackwardThreads<V>, kBackwardBlocks<V>)
 #pragma unroll
     for (int i = 0; i < W; ++i) dweight[v][i] = 0;
 
-  int stage = 0, next_stage = a.stages - 1, rows_in_sum = 0, chunk = 0;
+  int rows_in_sum = 0, chunk = 0;
   for (int iteration = 0; iteration < a.iterations; ++iteration) {
-    fetch(iteration + a.stages - 1, next_stage);
-    next_stage = next_stage + 1 < a.stages ? next_stage + 1 : 0;
+    fetch(iteration + a.stages - 1, fetch_stage);
+    fetch_stage = next_stage(fetch_stage);
     wait_for_stage(a.stages);
     const bool active = iteration < count;
     const int valid_cols = active ? cols : 0;
-    const int64_t r = here.r, g = here.g;
+    const Place here_now = {here.row(), here.group(), lane, threads, V, W};
+    char *const dx_row = dx_rows.at(here);
     const float given = next_rstd;
-    here.advance();
+    here.advance(), dx_rows.advance(), rstd_rows.advance();
     next_rstd = given_rstd(iteration + 1 < count);
 
     // x, dy and weight of vector v, each time from shared memory: held in registers over the barrier they would cost
     // a block per multiprocessor.
     const auto read = [&](int v, float(&x)[W], float(&dy)[W], float(&w)[W]) {
-      slot(stage, 0, v)->unpack(a.x.dtype, x);
-      slot(stage, 1, v)->unpack(a.dy.dtype, dy);
+      stage[v * slot_step].unpack(a.x.dtype, x);
+      stage[slots + v * slot_step].unpack(a.dy.dtype, dy);
       read_parts(weights + v * W * threads, lane, threads, w);
     };
-    Vector<T> added_row[V];
-    if (a.dresidual_out.data != nullptr && active) {
-      const char *row = a.dresidual_out.at(r, g);
+    Vector<T> added_row[kPlain ? 1 : V];
+    if (!kPlain && a.dresidual_out.data != nullptr && active) {
+      const char *row = a.dresidual_out.at(here_now.r, here_now.g);
       const bool aligned = is_aligned<T>(row, a.dresidual_out.dtype);
 #pragma unroll
-      for (int v = 0; v < V; ++v)
+      for (int v = 0; v < (kPlain ? 1 : V); ++v)
         added_row[v] = load_vector<T, kWhole>(
             row + column(v) * size_of_element<T>(a.dresidual_out.dtype), valid_cols - column(v),
             aligned, a.dresidual_out.dtype);
     }
 
     // rstd as given; computed where it is absent, 0, Inf or subnormal.
-    const Place here_now = {r, g, lane, threads, V, W};
     float rstd = given;
-    double rstd_exact = given;
+    double rstd_computed = 0;
     const bool unusable = active && (fabsf(given) < 0x1p-126f || isinf(given));
     if (any_row_of_warp(unusable, threads)) {
       const double sum = row_sum(unusable ? exact_squares(a, here_now) : 0.0, place, threads,
                                  scratch_exact[0][own_scratch]);
       if (unusable) {
-        rstd_exact = exact_rstd(sum, double(a.cols), a.eps);
-        rstd = float(rstd_exact);
+        rstd_computed = exact_rstd(sum, double(a.cols), a.eps);
+        rstd = float(rstd_computed);
       }
     }
 
@@ -331,22 +363,25 @@ __global__ void __launch_bounds__(kBackwardThreads<V>, kBackwardBlocks<V>)
     }
     const float mean =
         row_sum(sum, place, threads, scratch[iteration % 2][own_scratch]) * a.inverse_cols;
-    // Whether fp32 stays in its normal range.
-    const bool fast = fabsf(rstd) >= 0x1p-60f && fabsf(rstd) <= 0x1p20f && fabsf(mean) <= 0x1p30f;
+    // Whether fp32 stays in its normal range: rstd^2 * mean too.
+    const float size = fabsf(mean);
+    const bool fast = fabsf(rstd) >= 0x1p-20f && fabsf(rstd) <= 0x1p20f && size <= 0x1p30f &&
+                      (size >= 0x1p-60f || size == 0);
+    const float slope = rstd * rstd * mean;
     const bool redo = active && !fast;
     if (any_row_of_warp(redo, threads)) {
+      const double rstd_exact = unusable ? rstd_computed : double(given);
       const double exact = row_sum(redo ? exact_products(a, here_now, rstd_exact) : 0.0, place,
                                    threads, scratch_exact[1][own_scratch]);
       if (redo) {
         exact_row(a, here_now, rstd_exact, exact / double(a.cols),
-                  reinterpret_cast<float4 *>(slot(stage, 0, 0)),
-                  reinterpret_cast<float4 *>(slot(stage, 1, 0)), threads * groups);
+                  reinterpret_cast<float4 *>(stage), reinterpret_cast<float4 *>(stage + slots), slot_step);
 #pragma unroll
         for (int v = 0; v < V; ++v)
 #pragma unroll
           for (int i = 0; i < W; ++i)
             if (column(v) + i < cols)
-              dweight[v][i] += __uint_as_float(slot(stage, i / 4, v)->word[i % 4]);
+              dweight[v][i] += __uint_as_float(stage[i / 4 * slots + v * slot_step].word[i % 4]);
       }
     }
 
@@ -358,28 +393,28 @@ __global__ void __launch_bounds__(kBackwardThreads<V>, kBackwardBlocks<V>)
       read(v, x, dy, w);
 #pragma unroll
       for (int i = 0; i < W; ++i) {
-        const float xhat = x[i] * rstd;
-        dx[i] = rstd * fmaf(-xhat, mean, w[i] * dy[i]);
-        dweight[v][i] = fmaf(dy[i], xhat, dweight[v][i]);
+        const float scaled_dy = dy[i] * rstd;
+        dx[i] = fmaf(-x[i], slope, w[i] * scaled_dy);
+        dweight[v][i] = fmaf(scaled_dy, x[i], dweight[v][i]);
       }
-      if (a.dresidual_out.data != nullptr) {
+      if (!kPlain && a.dresidual_out.data != nullptr) {
         float added[W];
-        added_row[v].unpack(a.dresidual_out.dtype, added);
+        added_row[kPlain ? 0 : v].unpack(a.dresidual_out.dtype, added);
 #pragma unroll
         for (int i = 0; i < W; ++i) dx[i] += added[i];
       }
-      const auto write = [&](const Matrix &matrix) {
-        char *row = matrix.at(r, g);
+      const auto write = [&](char *row, rmsnorm_dtype_t dtype) {
         Vector<T> out;
-        out.pack(matrix.dtype, dx);
-        store_vector<T, kWhole>(row + column(v) * size_of_element<T>(matrix.dtype), out, valid,
-                                is_aligned<T>(row, matrix.dtype), matrix.dtype);
+        out.pack(dtype, dx);
+        store_vector<T, kWhole>(row + column(v) * size_of_element<T>(dtype), out, valid,
+                                is_aligned<T>(row, dtype), dtype);
       };
-      if (a.dx.data != nullptr) write(a.dx);
-      if (a.dresidual.data != nullptr) write(a.dresidual);
+      if (kPlain || a.dx.data != nullptr) write(dx_row, a.dx.dtype);
+      if (!kPlain && a.dresidual.data != nullptr)
+        write(a.dresidual.at(here_now.r, here_now.g), a.dresidual.dtype);
     }
 
-    stage = stage + 1 < a.stages ? stage + 1 : 0;
+    stage = next_stage(stage);
     const bool last = iteration + 1 == a.iterations;
     if (a.partial == nullptr || (++rows_in_sum < kFlushRows && !last)) continue;
     if (last) let_next_start();  // sum_partials: it waits for this kernel's end before it reads

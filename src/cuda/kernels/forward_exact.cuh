@@ -27,14 +27,14 @@ __device__ inline Pair add_square(Pair sum, double value) {
   return add(sum, {square, isfinite(square) ? fma(value, value, -square) : 0});
 }
 
-// 1 / sqrt(m), one Newton step on the fp64 result.
+// 1 / sqrt(m): one Newton step on the fp64 result.
 __device__ inline Pair inverse_root(Pair m) {
   const double root = 1.0 / sqrt(m.high);
   const double square = root * root, square_low = fma(root, root, -square);
   const double one = m.high * square;
   const double one_low = fma(m.high, square, -one) + (m.high * square_low + m.low * square);
   const double correction = 0.5 * root * ((1.0 - one) - one_low);
-  return {root, isfinite(correction) ? correction : 0};
+  return isfinite(correction) ? add({root, 0}, {correction, 0}) : Pair{root, 0};
 }
 
 __device__ inline double block_max(double value, double *scratch) {
@@ -106,31 +106,52 @@ __device__ inline ExactScale exact_scale(int64_t cols, double eps, Element eleme
   return {inverse_root(scaled), exponent};
 }
 
-// h * rstd * weight where an intermediate would be subnormal: mantissas are multiplied, exponents added.
-__device__ inline double normalise_by_exponents(const ExactScale &scale, double h, double weight) {
-  int h_exponent = 0, weight_exponent = 0;
-  const double h_mantissa = frexp(h, &h_exponent), weight_mantissa = frexp(weight, &weight_exponent);
-  const double product = h_mantissa * scale.rstd.high * weight_mantissa;
-  return scalbn(product, h_exponent + scale.exponent + weight_exponent);
+// A pair times a power of two: mantissas near 1 are multiplied and exponents added, so that nothing between
+// the operands and the one rounding of the result can overflow or be subnormal.
+struct ScaledPair {
+  Pair value;
+  int exponent;
+
+  __device__ double round() const {
+    return value.high == 0 ? value.high : scalbn(value.high + value.low, exponent);
+  }
+};
+
+__device__ inline ScaledPair split(Pair value) {
+  int exponent = 0;
+  const double mantissa = frexp(value.high, &exponent);
+  return {{mantissa, scalbn(value.low, -exponent)}, exponent};
 }
 
-template <bool kPairs>
-__device__ inline double normalise_element(const ForwardArgs &a, const ExactScale &scale, double h,
-                                           double weight, double bias) {
-  if (!kPairs) {
-    double t = h * scale.rstd.high;
-    if (a.llama) t = round_double_to(t, a.h_dtype);
-    t *= weight + a.weight_offset;
-    return a.bias.data != nullptr ? t + bias : t;
-  }
-  const double scaled = scalbn(h, scale.exponent);
-  const double t = scaled * scale.rstd.high;
-  if (h != 0 && fabs(t) < 0x1p-900 && scale.rstd.high > 0 && !a.llama) {
-    const double product = normalise_by_exponents(scale, h, weight + a.weight_offset);
-    return a.bias.data != nullptr ? product + bias : product;
-  }
-  const PairScale<double> pair = {scale.rstd.high, scale.rstd.low, 1, a.weight_offset, 0};
-  return normalise_pair(a, pair, scaled, weight, bias);
+__device__ inline ScaledPair multiply(ScaledPair a, ScaledPair b) {
+  const double product = a.value.high * b.value.high;
+  const double low = fma(a.value.high, b.value.high, -product) +
+                     (a.value.high * b.value.low + a.value.low * b.value.high);
+  return {{product, low}, a.exponent + b.exponent};
+}
+
+// y of one element of an fp64 row.
+__device__ inline double normalise_pair(const ForwardArgs &a, const ExactScale &scale, double h,
+                                        double weight, double bias) {
+  const Pair w = add({weight, 0}, {a.weight_offset, 0});
+  double plain = h * scale.rstd.high * w.high;
+  if (!isfinite(h) || !isfinite(scale.rstd.high) || !isfinite(w.high))
+    return a.bias.data != nullptr ? plain + bias : plain;
+  ScaledPair t = multiply(split({h, 0}), {scale.rstd, scale.exponent});
+  if (a.llama) t = split({t.round(), 0});
+  const ScaledPair y = multiply(t, split(w));
+  if (a.bias.data == nullptr) return y.round();
+  const Pair sum = add({bias, 0}, {scalbn(y.value.high, y.exponent), scalbn(y.value.low, y.exponent)});
+  return sum.high + sum.low;
+}
+
+// y of one element of any other row.
+__device__ inline double normalise_double(const ForwardArgs &a, double rstd, double h, double weight,
+                                          double bias) {
+  double t = h * rstd;
+  if (a.llama) t = round_double_to(t, a.h_dtype);
+  t *= weight + a.weight_offset;
+  return a.bias.data != nullptr ? t + bias : t;
 }
 
 template <bool kPairs>
@@ -167,7 +188,9 @@ __global__ void __launch_bounds__(kExactThreads)
   for (int64_t c = threadIdx.x; c < a.cols; c += kExactThreads) {
     const double w = a.weight.data != nullptr ? load_double(weight, c, a.weight.dtype) : 1;
     const double b = a.bias.data != nullptr ? load_double(bias, c, a.bias.dtype) : 0;
-    store_double(y, c, a.y.dtype, normalise_element<kPairs>(a, scale, h_again(c), w, b));
+    store_double(y, c, a.y.dtype,
+                 kPairs ? normalise_pair(a, scale, h_again(c), w, b)
+                        : normalise_double(a, scale.rstd.high, h_again(c), w, b));
   }
 }
 

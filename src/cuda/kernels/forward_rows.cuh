@@ -67,33 +67,52 @@ struct ForwardRow {
 
   __device__ const char *weight() const { return a.weight.data + g * a.weight.group_stride; }
 
+  // Writes the V vectors of y where a.plain, and rstd and weight allow the fast formula.
+  template <int V>
+  __device__ void store_plain(const Vector<T> (&row)[V], const Vector<T> (&weight)[V],
+                              const RowScale &scale) const {
+    char *y_row = a.y.at(r, g);
+    const bool aligned = is_aligned<T>(y_row, a.y.dtype);
+#pragma unroll
+    for (int v = 0; v < V; ++v) {
+      float h[W], w[W], y[W];
+      row[v].unpack(a.h_dtype, h);
+      weight[v].unpack(a.h_dtype, w);
+#pragma unroll
+      for (int i = 0; i < W; ++i)
+        y[i] = kDoubleFloat<T> ? round_pair(multiply_pair(scale, h[i], w[i], 0))
+                               : h[i] * scale.high * w[i];
+      Vector<T> out;
+      out.pack(a.y.dtype, y);
+      store_vector<T, kWhole>(y_row + column(v) * int64_t(size_of_element<T>(a.y.dtype)), out,
+                              cols - column(v), aligned, a.y.dtype);
+    }
+  }
+
   // Writes vector v of y. `packed` is its weight if a.weight_packed and the kernel has `read` it already.
   __device__ void store(int v, Vector<T> row, bool read, Vector<T> packed, const RowScale &scale) const {
     const int valid = cols - column(v);
     if (valid <= 0) return;
-    float h[W], w[W], y[W];
+    float h[W], w[W], bias[W], y[W];
     row.unpack(a.h_dtype, h);
-    bool fast;
-    if (read && a.plain) {
-      packed.unpack(a.weight.dtype, w);
-      fast = is_fast<T>(a, scale, w);
-      multiply(scale, h, w, y);
-    } else {
-      float bias[W];
-      load_vectors(v, read, packed, w, bias);
-      fast = is_fast<T>(a, scale, w);
+    load_vectors(v, read, packed, w, bias);
+    if (scale.fast && weights_are_small<T>(w, a.offset_high)) {
       normalise(scale, h, w, bias, y);
-    }
-    if (fast) {
       Vector<T> out;
       out.pack(a.y.dtype, y);
       char *y_row = a.y.at(r, g);
       store_vector<T, kWhole>(y_row + column(v) * int64_t(size_of_element<T>(a.y.dtype)), out, valid,
                               is_aligned<T>(y_row, a.y.dtype), a.y.dtype);
     } else {
-      store_exact(a, kDoubleFloat<T> || !scale.fast ? scale.exact : double(scale.high), r, g, column(v),
-                  valid < W ? valid : W);
+      store_rare(v, scale);
     }
+  }
+
+  // Writes vector v of y in fp64.
+  __device__ void store_rare(int v, const RowScale &scale) const {
+    const int valid = cols - column(v);
+    store_exact(a, kDoubleFloat<T> || !scale.fast ? scale.exact : double(scale.high), r, g, column(v),
+                valid < W ? valid : W);
   }
 
   // Weight and bias of vector v as floats.
@@ -115,28 +134,12 @@ struct ForwardRow {
           a.bias.dtype, valid, bias);
   }
 
-  // y = h * rstd * weight
-  __device__ static void multiply(const RowScale &scale, const float (&h)[W], const float (&w)[W],
-                                  float (&y)[W]) {
-    const PairScale<float> pair = {scale.high, scale.low, kScale, 0, 0};
-#pragma unroll
-    for (int i = 0; i < W; ++i) {
-      if constexpr (kDoubleFloat<T>) {
-        const PairProduct<float> product = multiply_pair(pair, h[i], w[i]);
-        y[i] = (product.high + product.low) * (1 / kScale);
-      } else {
-        y[i] = h[i] * scale.high * w[i];
-      }
-    }
-  }
-
   // y with everything the params may ask for.
   __device__ void normalise(const RowScale &scale, const float (&h)[W], const float (&w)[W],
                             const float (&bias)[W], float (&y)[W]) const {
     if constexpr (kDoubleFloat<T>) {
-      const PairScale<float> pair = {scale.high, scale.low, kScale, a.offset_high, a.offset_low};
 #pragma unroll
-      for (int i = 0; i < W; ++i) y[i] = normalise_pair(a, pair, h[i], w[i], bias[i]);
+      for (int i = 0; i < W; ++i) y[i] = normalise_pair(a, scale, h[i], w[i], bias[i]);
     } else {
       normalise_half(a, scale.high, h, w, bias, y);
     }
@@ -185,8 +188,9 @@ __device__ inline void store_rstd(const ForwardArgs &a, const RowScale &scale, i
       kDoubleFloat<T> || !scale.fast ? float(scale.exact) : scale.high;
 }
 
-// V vectors a thread, in registers.
-template <class T, int V, bool kWhole>
+// V vectors a thread, in registers. kPlain: a.plain, as nearly every call is: the code for all else is not there, which
+// leaves registers for one more block a multiprocessor and a third of the instructions.
+template <class T, int V, bool kWhole, bool kPlain>
 __global__ void __launch_bounds__(kForwardThreads)
     forward_rows(const __grid_constant__ ForwardArgs a) {
   __shared__ double scratch[2][kMaxLongRows][32];
@@ -198,7 +202,7 @@ __global__ void __launch_bounds__(kForwardThreads)
   if (active) a.tasks.locate(task, &io.r, &io.g);
 
   Vector<T> weight[V];
-  if (a.weight_packed) {
+  if (kPlain || a.weight_packed) {
     const bool aligned = reinterpret_cast<uintptr_t>(io.weight()) % 16 == 0;
 #pragma unroll
     for (int v = 0; v < V; ++v)
@@ -217,8 +221,15 @@ __global__ void __launch_bounds__(kForwardThreads)
   const RowScale scale = row_scale<T>(a, squares(SquareSum<T>(0)), place, io.threads, scratch,
                                       [&] { return squares(0.0); });
   if (a.rstd.data != nullptr && io.lane == 0 && active) store_rstd<T>(a, scale, io.r, io.g);
+  if constexpr (!kPlain) {
 #pragma unroll
-  for (int v = 0; v < V; ++v) io.store(v, row[v], a.weight_packed, weight[v], scale);
+    for (int v = 0; v < V; ++v) io.store(v, row[v], a.weight_packed, weight[v], scale);
+  } else if (scale.fast && weights_are_small<T, V>(weight)) {
+    io.template store_plain<V>(row, weight, scale);
+  } else {
+#pragma unroll 1
+    for (int v = 0; v < V; ++v) io.store_rare(v, scale);
+  }
 }
 
 // One row a block, any number of vectors a thread, in shared memory: each thread reads only what it wrote.

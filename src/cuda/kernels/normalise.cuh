@@ -24,7 +24,7 @@ struct ForwardArgs {
   rmsnorm_dtype_t h_dtype;
   bool llama, overlap;
   bool weight_packed;  // weight's elements are as large as x's: read before x arrives, kept packed
-  bool plain;          // weight_packed of the row's own dtype, no bias, no offset, rounded once
+  bool plain;          // all packed, the weight's dtype too; no bias, no offset, rounded once
 };
 
 struct RowScale {
@@ -50,15 +50,38 @@ __device__ inline RowScale scale_of_exact_row(double mean_plus_eps) {
   return {exact, high, float(scaled - high), exact >= 0x1p-20 && exact <= 0x1p40};
 }
 
-// Whether the fast formula holds for this vector's weights: a half row's h * rstd may be subnormal (an error of
-// 2^-150 that the weight multiplies; never in an fp16 row), a double-float row's product must not overflow.
+// The fast formula's limit on |weight|: a half row's h * rstd may be subnormal (an error of 2^-150 that the weight
+// multiplies; never in an fp16 row), a double-float row's product must not overflow.
 template <class T, int kCount>
-__device__ inline bool is_fast(const ForwardArgs &a, const RowScale &scale, const float (&weight)[kCount]) {
-  if (std::is_same_v<T, __half>) return scale.fast;
+__device__ inline bool weights_are_small(const float (&weight)[kCount], float offset) {
+  if (std::is_same_v<T, __half>) return true;
   float largest = 0;
 #pragma unroll
   for (int i = 0; i < kCount; ++i) largest = fmaxf(largest, fabsf(weight[i]));
-  return scale.fast && largest + fabsf(a.offset_high) <= (kDoubleFloat<T> ? 0x1p64f : 0x1p9f);
+  return largest + fabsf(offset) <= (kDoubleFloat<T> ? 0x1p64f : 0x1p9f);
+}
+
+// The same of packed weights of the row's own dtype. A NaN is not large: it gives NaN either way.
+template <class T, int V>
+__device__ inline bool weights_are_small(const Vector<T> (&weight)[V]) {
+  if constexpr (std::is_same_v<T, __nv_bfloat16>) {
+    __nv_bfloat162 largest = __float2bfloat162_rn(0);
+#pragma unroll
+    for (int v = 0; v < V; ++v)
+#pragma unroll
+      for (int i = 0; i < 4; ++i)
+        largest = __hmax2(largest, __habs2(reinterpret_cast<const __nv_bfloat162 &>(weight[v].word[i])));
+    return __hble2(largest, __float2bfloat162_rn(0x1p9f));
+  } else if constexpr (std::is_same_v<T, float>) {
+    float largest = 0;
+#pragma unroll
+    for (int v = 0; v < V; ++v)
+#pragma unroll
+      for (int i = 0; i < 4; ++i) largest = fmaxf(largest, fabsf(__uint_as_float(weight[v].word[i])));
+    return largest <= 0x1p64f;
+  } else {
+    return std::is_same_v<T, __half>;
+  }
 }
 
 // One thread's vectors first .. first + count - 1 of a row, in fp64, read again from memory. A call of its own: it
@@ -102,59 +125,46 @@ __device__ inline void normalise_half(const ForwardArgs &a, float rstd, const fl
   }
 }
 
-// One element in pairs of floats or doubles: rstd * scale = high + low, weight_offset = offset + offset_low, `scale` a
-// power of two. Error-free products by fma and sums by Knuth's two-sum; see Dekker, "A floating-point
-// technique for extending the available precision", 1971.
-template <class Real>
-struct PairScale {
-  Real high, low, scale, offset, offset_low;
-};
+// ---- Double-float: values as unevaluated sums of two floats --------------------------------------
+//
+// Error-free products by fma and sums by Knuth's two-sum; see Dekker, "A floating-point technique for extending
+// the available precision", 1971. `scale` holds rstd * kScale.
 
-__device__ inline float round_real(float value, rmsnorm_dtype_t dtype) { return round_to(value, dtype); }
-__device__ inline double round_real(double value, rmsnorm_dtype_t dtype) {
-  return round_double_to(value, dtype);
+// h * rstd * weight, where the weight is weight + weight_low.
+__device__ inline float2 multiply_pair(const RowScale &scale, float h, float weight, float weight_low) {
+  const float t = h * scale.high;
+  const float t_low = fmaf(h, scale.low, fmaf(h, scale.high, -t));
+  const float q = t * weight;
+  return {q, fmaf(t_low, weight, fmaf(t, weight_low, fmaf(t, weight, -q)))};
 }
 
-template <class Real>
-struct PairProduct {
-  Real high, low;
-};
-
-// h * rstd * scale * weight
-template <class Real>
-__device__ inline PairProduct<Real> multiply_pair(const PairScale<Real> &s, Real h, Real weight) {
-  const Real t = h * s.high;
-  const Real t_low = fma(h, s.low, fma(h, s.high, -t));
-  const Real q = t * weight;
-  return {q, fma(t_low, weight, fma(t, weight, -q))};
+__device__ inline float round_pair(float2 pair) {
+  return (pair.x == 0 ? pair.x : pair.x + pair.y) * (1 / kScale);  // keeps the sign of a zero
 }
 
-template <class Real>
-__device__ inline Real normalise_pair(const ForwardArgs &a, const PairScale<Real> &s, Real h,
-                                      Real weight, Real bias) {
-  const Real unscale = Real(1) / s.scale;
-  Real t = h * s.high;  // t + t_low = h * rstd * scale
-  Real t_low = fma(h, s.high, -t) + h * s.low;
+__device__ inline float normalise_pair(const ForwardArgs &a, const RowScale &scale, float h,
+                                       float weight, float bias) {
+  float w = weight, w_low = 0;
+  if (a.offset_high != 0) {
+    w = weight + a.offset_high;
+    const float part = w - weight;
+    w_low = (weight - (w - part)) + (a.offset_high - part) + a.offset_low;
+  }
+  float2 product;
   if (a.llama) {
-    t = round_real((t + t_low) * unscale, a.h_dtype) * s.scale;
-    t_low = 0;
+    const float t = round_to(round_pair(multiply_pair(scale, h, 1, 0)), a.h_dtype) * kScale;
+    product.x = t * w;
+    product.y = fmaf(t, w_low, fmaf(t, w, -product.x));
+  } else {
+    product = multiply_pair(scale, h, w, w_low);
   }
-  Real w = weight, w_low = 0;  // w + w_low = weight + weight_offset
-  if (s.offset != 0) {
-    w = weight + s.offset;
-    const Real part = w - weight;
-    w_low = (weight - (w - part)) + (s.offset - part) + s.offset_low;
-  }
-  const Real q = t * w;
-  const Real q_low = fma(t, w, -q) + (t_low * w + t * w_low);
-  const Real sum = q + q_low;
-  const Real product = sum * unscale;
-  if (a.bias.data == nullptr) return isfinite(product) ? product : q * unscale;
-  const Real rest = (q_low - (sum - q)) * unscale;
-  const Real total = product + bias;
-  const Real part = total - product;
-  const Real lost = (product - (total - part)) + (bias - part) + rest;
-  return isfinite(total) ? total + lost : q * unscale + bias;
+  if (a.bias.data == nullptr) return round_pair(product);
+  const float sum = product.x + product.y;
+  const float y = sum * (1 / kScale), rest = (product.y - (sum - product.x)) * (1 / kScale);
+  const float total = y + bias;
+  const float part = total - y;
+  const float lost = (y - (total - part)) + (bias - part) + rest;
+  return isfinite(total) ? total + lost : total;
 }
 
 }  // namespace
