@@ -1,4 +1,5 @@
-// Devices and contexts: choose the backend's table, read the options, keep them with the backend's state.
+// Devices and contexts: choose the backend's table, read the options, keep them with the backend's
+// state.
 #include "core/context.h"
 
 #include <cstring>
@@ -14,8 +15,8 @@ rmsnorm_status_t find_backend(rmsnorm_device_t device, const Backend **backend) 
   if (device == RMSNORM_DEVICE_CPU) *backend = &kCpuBackend;
   else if (device == RMSNORM_DEVICE_CUDA) *backend = &kCudaBackend;
   else
-    return fail(RMSNORM_ERROR_NEWER_LIBRARY, "device = %d is unknown here: it needs a newer library",
-                (int)device);
+    return fail(RMSNORM_ERROR_NEWER_LIBRARY,
+                "device = %d is unknown here: it needs a newer library", (int)device);
   return RMSNORM_SUCCESS;
 }
 
@@ -35,11 +36,13 @@ rmsnorm_status_t read_options(const rmsnorm_context_options_t *given,
     return fail(RMSNORM_ERROR_NEWER_LIBRARY,
                 "options.flags has unknown bits 0x%x: they need a newer library", unknown);
   if (options->cpu_threads < 0)
-    return fail(RMSNORM_ERROR_VALUE, "options.cpu_threads = %d is negative", (int)options->cpu_threads);
-  if (options->cpu_threads > 1)
-    return fail(RMSNORM_ERROR_NOT_SUPPORTED,
-                "options.cpu_threads = %d: this version has no threads of its own (give parallel_for)",
+    return fail(RMSNORM_ERROR_VALUE, "options.cpu_threads = %d is negative",
                 (int)options->cpu_threads);
+  if (options->cpu_threads > 1)
+    return fail(
+        RMSNORM_ERROR_NOT_SUPPORTED,
+        "options.cpu_threads = %d: this version has no threads of its own (give parallel_for)",
+        (int)options->cpu_threads);
   return check_ordinal(options->ordinal);
 }
 

@@ -1,5 +1,6 @@
-// rmsnorm_forward and rmsnorm_backward with their size and name queries: read the params, check them in core,
-// hand the problem to the context's backend. All six go one way, so that they cannot disagree.
+// rmsnorm_forward and rmsnorm_backward with their size and name queries: read the params, check
+// them in core, hand the problem to the context's backend. All six go one way, so that they cannot
+// disagree.
 #include <cstring>
 
 #include "core/context.h"
@@ -22,7 +23,8 @@ template <class Problem, size_t kCount>
 rmsnorm_status_t check_pointers(const rmsnorm_context_t &context, const Problem &problem,
                                 const Tensor<Problem> (&table)[kCount], const Launch &launch) {
   const auto ask = context.backend->check_pointer;
-  if (ask == nullptr || (context.flags & RMSNORM_CONTEXT_CHECK_POINTERS) == 0) return RMSNORM_SUCCESS;
+  if (ask == nullptr || (context.flags & RMSNORM_CONTEXT_CHECK_POINTERS) == 0)
+    return RMSNORM_SUCCESS;
   for (const Tensor<Problem> &row : table)
     if (const void *data = (problem.*row.view).data)
       RMSNORM_TRY(ask(context.state, row.name, data));
@@ -51,7 +53,8 @@ rmsnorm_status_t run(const rmsnorm_context_t *context, const Params *params,
 }
 
 template <class Problem, class Params>
-rmsnorm_status_t workspace_size(const rmsnorm_context_t *context, const Params *params, size_t *size) {
+rmsnorm_status_t workspace_size(const rmsnorm_context_t *context, const Params *params,
+                                size_t *size) {
   RMSNORM_TRY(check_context(context));
   if (size == nullptr) return fail(RMSNORM_ERROR_NULL, "size is NULL");
   Problem problem;
@@ -71,7 +74,8 @@ rmsnorm_status_t kernel_name(const rmsnorm_context_t *context, const Params *par
   operation(*context->backend, problem).kernel_name(context->state, problem, text);
   const size_t needed = std::strlen(text) + 1;
   if (capacity < needed)
-    return fail(RMSNORM_ERROR_VALUE, "capacity = %zu, but the name needs %zu bytes", capacity, needed);
+    return fail(RMSNORM_ERROR_VALUE, "capacity = %zu, but the name needs %zu bytes", capacity,
+                needed);
   copy_text(text, name, capacity);
   return RMSNORM_SUCCESS;
 }

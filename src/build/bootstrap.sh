@@ -52,7 +52,7 @@ pip_install() {
 }
 
 need_compiler() {
-  command -v "${CXX:-c++}" >/dev/null || die "a C++ compiler is missing (on Debian: apt-get install g++)"
+  command -v "${CXX:-c++}" >/dev/null || die "a C++ compiler is missing (Debian's is g++)"
 }
 
 need_cmake() {
@@ -61,10 +61,11 @@ need_cmake() {
 }
 
 need_nvcc() {
-  local nvcc
+  local nvcc version
   for nvcc in "${CUDACXX:-}" "$(command -v nvcc)" /usr/local/cuda/bin/nvcc; do
-    if [ -x "$nvcc" ] && at_least 12.4 "$("$nvcc" --version | sed -n 's/.*release \([0-9.]*\).*/\1/p')"
-    then
+    [ -x "$nvcc" ] || continue
+    version=$("$nvcc" --version | sed -n 's/.*release \([0-9.]*\).*/\1/p')
+    if at_least 12.4 "$version"; then
       export CUDACXX=$nvcc
       return
     fi

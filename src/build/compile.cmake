@@ -1,5 +1,5 @@
 # How C++ is compiled. -ffp-contract=off: the numerics promise counts on each rounding as written.
-# Only src/cpu/isa/*.cpp get -m flags: code elsewhere runs before the CPU has been asked what it has.
+# Only src/cpu/isa/*.cpp get -m flags: other code runs before the CPU has been asked what it has.
 set(CMAKE_POSITION_INDEPENDENT_CODE ON)
 set(CMAKE_CXX_EXTENSIONS OFF)
 set(CMAKE_C_EXTENSIONS OFF)
@@ -23,7 +23,7 @@ elseif(CMAKE_SYSTEM_PROCESSOR MATCHES "^(aarch64|arm64)$")
 else()
   set(RMSNORM_BUILD_ISAS generic)
 endif()
-foreach(isa generic avx2 avx512 neon)  # the files that are not for this processor compile to nothing
+foreach(isa generic avx2 avx512 neon)  # those for other processors compile to nothing
   set_source_files_properties(src/cpu/isa/${isa}.cpp PROPERTIES
     COMPILE_OPTIONS "$<$<CONFIG:Release,RelWithDebInfo>:-O3>;${${isa}}")
 endforeach()

@@ -1,5 +1,5 @@
-# The CUDA backend, or the table that stands in for it: sets RMSNORM_CUDA_SOURCES, RMSNORM_CUDART (the
-# static CUDA runtime), RMSNORM_SYSTEM_LIBRARIES and RMSNORM_BUILD_CUDA (for rmsnorm_build_info).
+# The CUDA backend, or the table that stands in for it: sets RMSNORM_CUDA_SOURCES, RMSNORM_CUDART
+# (the static CUDA runtime), RMSNORM_SYSTEM_LIBRARIES and RMSNORM_BUILD_CUDA (for build_info).
 # FindCUDAToolkit is not used: CMake's own before 3.31 does not know CUDA 13.
 if(RMSNORM_CUDA STREQUAL "AUTO")
   include(CheckLanguage)

@@ -1,5 +1,5 @@
-// A backend is one table of functions. The api layer picks a context's table and calls through it; a
-// backend sees validated problems only.
+// A backend is one table of functions. The api layer picks a context's table and calls through it;
+// a backend sees validated problems only.
 #pragma once
 
 #include <cstddef>
@@ -38,6 +38,7 @@ struct Backend {
 };
 
 extern const Backend kCpuBackend;
-extern const Backend kCudaBackend;  // in a build without CUDA: every function answers BACKEND_NOT_BUILT
+extern const Backend
+    kCudaBackend;  // in a build without CUDA: every function answers BACKEND_NOT_BUILT
 
 }  // namespace rmsnorm

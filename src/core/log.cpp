@@ -25,20 +25,23 @@ class Line {
 
 void add_head(Line *line, const char *operation, const rmsnorm_context_t &context,
               const NormProblem &problem) {
-  line->add("op=%s device=%s:%d rows=%lld groups=%lld cols=%lld eps=%.17g weight_offset=%.17g overlap=%d",
-            operation, context.backend->name, (int)context.ordinal, (long long)problem.rows,
-            (long long)problem.groups, (long long)problem.cols, problem.eps, problem.weight_offset,
-            problem.overlap ? 1 : 0);
+  line->add(
+      "op=%s device=%s:%d rows=%lld groups=%lld cols=%lld eps=%.17g weight_offset=%.17g overlap=%d",
+      operation, context.backend->name, (int)context.ordinal, (long long)problem.rows,
+      (long long)problem.groups, (long long)problem.cols, problem.eps, problem.weight_offset,
+      problem.overlap ? 1 : 0);
 }
 
-// name=dtype:row_stride:group_stride:alignment, and @other where it starts where another tensor does.
+// name=dtype:row_stride:group_stride:alignment, and @other where it starts where another tensor
+// does.
 template <class Problem, size_t kCount>
 void add_tensors(Line *line, const Tensor<Problem> (&table)[kCount], const Problem &problem) {
   for (size_t i = 0; i < kCount; ++i) {
     const View &view = problem.*table[i].view;
     if (!view.present()) continue;
-    line->add(" %s=%s:%lld:%lld:%u", table[i].name, dtype_name(view.dtype), (long long)view.row_stride,
-              (long long)view.group_stride, (unsigned)(reinterpret_cast<uintptr_t>(view.data) % 256));
+    line->add(" %s=%s:%lld:%lld:%u", table[i].name, dtype_name(view.dtype),
+              (long long)view.row_stride, (long long)view.group_stride,
+              (unsigned)(reinterpret_cast<uintptr_t>(view.data) % 256));
     for (size_t j = 0; j < i; ++j)
       if ((problem.*table[j].view).present() && (problem.*table[j].view).data == view.data) {
         line->add("@%s", table[j].name);

@@ -31,7 +31,7 @@ struct NormProblem {
 };
 
 struct ForwardProblem : NormProblem {
-  bool llama = false;  // RMSNORM_ROUNDING_LLAMA
+  bool llama = false;                            // RMSNORM_ROUNDING_LLAMA
   rmsnorm_dtype_t h_dtype = RMSNORM_DTYPE_NONE;  // what x + residual is rounded to; x's without one
   View x, residual, weight, bias, y, residual_out, rstd;
 };

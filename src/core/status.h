@@ -22,8 +22,8 @@ size_t copy_text(const char *text, char *buf, size_t capacity);
 }  // namespace rmsnorm
 
 // Leaves the calling function with the status of a step that failed.
-#define RMSNORM_TRY(expression)                                \
-  do {                                                         \
-    const rmsnorm_status_t try_status_ = (expression);         \
-    if (try_status_ != RMSNORM_SUCCESS) return try_status_;    \
+#define RMSNORM_TRY(expression)                             \
+  do {                                                      \
+    const rmsnorm_status_t try_status_ = (expression);      \
+    if (try_status_ != RMSNORM_SUCCESS) return try_status_; \
   } while (0)

@@ -12,14 +12,14 @@
 namespace rmsnorm {
 
 #define ROW(Problem, params, name, extent, output, required) \
-  {#name, offsetof(params, name), &Problem::name, Extent::extent, output, required}
+  { #name, offsetof(params, name), &Problem::name, Extent::extent, output, required }
 #define FORWARD(...) ROW(ForwardProblem, rmsnorm_forward_params_t, __VA_ARGS__)
 #define BACKWARD(...) ROW(BackwardProblem, rmsnorm_backward_params_t, __VA_ARGS__)
 
 const Tensor<ForwardProblem> kForwardTensors[7] = {
-    FORWARD(x, kElements, false, true),       FORWARD(residual, kElements, false, false),
-    FORWARD(weight, kVector, false, false),   FORWARD(bias, kVector, false, false),
-    FORWARD(y, kElements, true, true),        FORWARD(residual_out, kElements, true, false),
+    FORWARD(x, kElements, false, true),     FORWARD(residual, kElements, false, false),
+    FORWARD(weight, kVector, false, false), FORWARD(bias, kVector, false, false),
+    FORWARD(y, kElements, true, true),      FORWARD(residual_out, kElements, true, false),
     FORWARD(rstd, kRows, true, false),
 };
 
@@ -52,8 +52,8 @@ bool may_share(const ForwardProblem &problem, const View *output, const View *in
   return output == &problem.residual_out && (input == &problem.residual || input == &problem.x);
 }
 bool may_share(const BackwardProblem &problem, const View *output, const View *input) {
-  return output == &problem.dx && (input == &problem.dy || input == &problem.x ||
-                                   input == &problem.dresidual_out);
+  return output == &problem.dx &&
+         (input == &problem.dy || input == &problem.x || input == &problem.dresidual_out);
 }
 
 template <class Params, class Problem>
@@ -74,14 +74,15 @@ rmsnorm_status_t read_scalars(const Params &params, uint32_t known_flags, Proble
     return fail(RMSNORM_ERROR_SHAPE, "rows = %lld x groups = %lld x cols = %lld exceeds 2^63",
                 (long long)params.rows, (long long)params.groups, (long long)params.cols);
   if (!(params.eps >= 0) || std::isinf(params.eps))
-    return fail(RMSNORM_ERROR_VALUE, "eps = %g, but it must be finite and not negative", params.eps);
+    return fail(RMSNORM_ERROR_VALUE, "eps = %g, but it must be finite and not negative",
+                params.eps);
   problem->eps = params.eps;
   if (!std::isfinite(params.weight_offset))
     return fail(RMSNORM_ERROR_VALUE, "weight_offset = %g is not finite", params.weight_offset);
   problem->weight_offset = params.weight_offset;
   if (params.rounding != RMSNORM_ROUNDING_ONCE && params.rounding != RMSNORM_ROUNDING_LLAMA)
-    return fail(RMSNORM_ERROR_NEWER_LIBRARY, "rounding = %d is unknown here: it needs a newer library",
-                (int)params.rounding);
+    return fail(RMSNORM_ERROR_NEWER_LIBRARY,
+                "rounding = %d is unknown here: it needs a newer library", (int)params.rounding);
   if (const uint32_t unknown = params.flags & ~known_flags)
     return fail(RMSNORM_ERROR_NEWER_LIBRARY,
                 "flags has unknown bits 0x%x: they need a newer library", unknown);
@@ -97,10 +98,12 @@ rmsnorm_status_t read_tensor(const Tensor<Problem> &row, const void *params, Che
   std::memcpy(&given, static_cast<const char *>(params) + row.offset, sizeof given);
   const char *name = row.name;
   if (given.reserved != 0)
-    return fail(RMSNORM_ERROR_NEWER_LIBRARY, "%s.reserved = %d: a value other than 0 needs a newer library",
-                name, (int)given.reserved);
+    return fail(RMSNORM_ERROR_NEWER_LIBRARY,
+                "%s.reserved = %d: a value other than 0 needs a newer library", name,
+                (int)given.reserved);
   if (given.dtype == RMSNORM_DTYPE_NONE) {
-    if (row.required) return fail(RMSNORM_ERROR_NULL, "%s is required, but %s.dtype is 0", name, name);
+    if (row.required)
+      return fail(RMSNORM_ERROR_NULL, "%s is required, but %s.dtype is 0", name, name);
     if (given.row_stride != 0 || given.group_stride != 0 ||
         (check == Check::kMemory && given.data != nullptr))
       return fail(RMSNORM_ERROR_DTYPE,
@@ -108,12 +111,14 @@ rmsnorm_status_t read_tensor(const Tensor<Problem> &row, const void *params, Che
     return RMSNORM_SUCCESS;
   }
   if (!is_known_dtype(given.dtype))
-    return fail(RMSNORM_ERROR_NEWER_LIBRARY, "%s.dtype = 0x%x is unknown here: it needs a newer library",
-                name, (unsigned)given.dtype);
+    return fail(RMSNORM_ERROR_NEWER_LIBRARY,
+                "%s.dtype = 0x%x is unknown here: it needs a newer library", name,
+                (unsigned)given.dtype);
   if (row.extent == Extent::kVector && given.row_stride != 0)
-    return fail(RMSNORM_ERROR_NOT_SUPPORTED,
-                "%s.row_stride = %lld, but %s is one vector for all rows: 0 is the only stride today",
-                name, (long long)given.row_stride, name);
+    return fail(
+        RMSNORM_ERROR_NOT_SUPPORTED,
+        "%s.row_stride = %lld, but %s is one vector for all rows: 0 is the only stride today", name,
+        (long long)given.row_stride, name);
   const Box box = box_of(*problem, row.extent);
   View &view = problem->*row.view;
   view.data = check == Check::kMemory ? static_cast<char *>(given.data) : nullptr;
@@ -125,8 +130,9 @@ rmsnorm_status_t read_tensor(const Tensor<Problem> &row, const void *params, Che
       return fail(RMSNORM_ERROR_NULL, "%s.data is NULL, but %s has elements", name, name);
     const int64_t size = element_size(view.dtype);
     if (reinterpret_cast<uintptr_t>(view.data) % static_cast<uintptr_t>(size) != 0)
-      return fail(RMSNORM_ERROR_ALIGNMENT, "%s.data = %p is not a multiple of its %lld-byte elements",
-                  name, static_cast<void *>(view.data), (long long)size);
+      return fail(RMSNORM_ERROR_ALIGNMENT,
+                  "%s.data = %p is not a multiple of its %lld-byte elements", name,
+                  static_cast<void *>(view.data), (long long)size);
   }
   return RMSNORM_SUCCESS;
 }
@@ -137,8 +143,8 @@ rmsnorm_status_t check_dtype(const Tensor<Problem> &row, const Problem &problem)
   const rmsnorm_dtype_t x = problem.x.dtype;
   if (dtype == RMSNORM_DTYPE_NONE) return RMSNORM_SUCCESS;
   if ((dtype == RMSNORM_DTYPE_F64) != (x == RMSNORM_DTYPE_F64))
-    return fail(RMSNORM_ERROR_DTYPE, "%s.dtype is %s and x.dtype %s: fp64 goes with fp64 alone", row.name,
-                dtype_name(dtype), dtype_name(x));
+    return fail(RMSNORM_ERROR_DTYPE, "%s.dtype is %s and x.dtype %s: fp64 goes with fp64 alone",
+                row.name, dtype_name(dtype), dtype_name(x));
   if (row.extent == Extent::kRows && dtype != RMSNORM_DTYPE_F64 && dtype != RMSNORM_DTYPE_F32)
     return fail(RMSNORM_ERROR_DTYPE, "%s.dtype is %s, but it is always fp32 (fp64 where all is)",
                 row.name, dtype_name(dtype));
@@ -147,16 +153,18 @@ rmsnorm_status_t check_dtype(const Tensor<Problem> &row, const Problem &problem)
 
 // The strides of one present tensor: within the address space, and an output's elements distinct.
 template <class Problem>
-rmsnorm_status_t check_strides(const Tensor<Problem> &row, const Problem &problem, ByteRange *range) {
+rmsnorm_status_t check_strides(const Tensor<Problem> &row, const Problem &problem,
+                               ByteRange *range) {
   const View &view = problem.*row.view;
   const Box box = box_of(problem, row.extent);
   if (!byte_range(view, box, range))
     return fail(RMSNORM_ERROR_STRIDE,
-                "%s with row_stride = %lld and group_stride = %lld leaves the address space", row.name,
-                (long long)view.row_stride, (long long)view.group_stride);
+                "%s with row_stride = %lld and group_stride = %lld leaves the address space",
+                row.name, (long long)view.row_stride, (long long)view.group_stride);
   // A vector that is shared by the groups (group_stride 0) has one group's elements.
   const Box own = {box.rows,
-                   row.extent == Extent::kVector && view.group_stride == 0 ? 1 : box.groups, box.cols};
+                   row.extent == Extent::kVector && view.group_stride == 0 ? 1 : box.groups,
+                   box.cols};
   if (!row.output || elements_distinct(view, own)) return RMSNORM_SUCCESS;
   const bool rows_alone = elements_distinct(view, {own.rows, 1, own.cols});
   return fail(RMSNORM_ERROR_STRIDE,
@@ -175,20 +183,22 @@ rmsnorm_status_t check_pair(const Tensor<Problem> &output, const Tensor<Problem>
   if (same && !other.output && may_share(problem, &a, &b)) return RMSNORM_SUCCESS;
   if (output.extent == other.extent && interleave(a, b, box_of(problem, output.extent)))
     return RMSNORM_SUCCESS;
-  return fail(RMSNORM_ERROR_ALIAS, "%s.data = %p overlaps %s.data = %p in a way that is not allowed%s",
-              output.name, static_cast<void *>(a.data), other.name, static_cast<void *>(b.data),
+  return fail(RMSNORM_ERROR_ALIAS,
+              "%s.data = %p overlaps %s.data = %p in a way that is not allowed%s", output.name,
+              static_cast<void *>(a.data), other.name, static_cast<void *>(b.data),
               !same && !other.output && may_share(problem, &a, &b)
                   ? ": they may only be the same view (data, strides, dtype)"
                   : "");
 }
 
 template <class Problem, size_t kCount>
-rmsnorm_status_t read_tensors(const Tensor<Problem> (&table)[kCount], const void *params, Check check,
-                              Problem *problem) {
+rmsnorm_status_t read_tensors(const Tensor<Problem> (&table)[kCount], const void *params,
+                              Check check, Problem *problem) {
   for (const Tensor<Problem> &row : table) RMSNORM_TRY(read_tensor(row, params, check, problem));
   for (const Tensor<Problem> &row : table) RMSNORM_TRY(check_dtype(row, *problem));
   const double offset = std::fabs(problem->weight_offset);
-  if (problem->x.dtype != RMSNORM_DTYPE_F64 && offset != 0 && !(offset >= FLT_MIN && offset <= FLT_MAX))
+  if (problem->x.dtype != RMSNORM_DTYPE_F64 && offset != 0 &&
+      !(offset >= FLT_MIN && offset <= FLT_MAX))
     return fail(RMSNORM_ERROR_VALUE, "weight_offset = %g is not 0 and not a normal fp32 magnitude",
                 problem->weight_offset);
   ByteRange ranges[kCount];
@@ -212,12 +222,12 @@ rmsnorm_status_t read_group_sums(BackwardProblem *problem) {
   for (size_t i = 0; i < std::size(vectors); ++i)
     if (outputs->present() && vectors[i]->present() &&
         (vectors[i]->group_stride != 0) != problem->per_group)
-      return fail(RMSNORM_ERROR_NOT_SUPPORTED,
-                  "%s.group_stride = %lld and %s.group_stride = %lld: weight, dweight and dbias are all "
-                  "shared by the groups (0) or all per group",
-                  names[i], (long long)vectors[i]->group_stride,
-                  outputs == &problem->dweight ? "dweight" : "dbias",
-                  (long long)outputs->group_stride);
+      return fail(
+          RMSNORM_ERROR_NOT_SUPPORTED,
+          "%s.group_stride = %lld and %s.group_stride = %lld: weight, dweight and dbias are all "
+          "shared by the groups (0) or all per group",
+          names[i], (long long)vectors[i]->group_stride,
+          outputs == &problem->dweight ? "dweight" : "dbias", (long long)outputs->group_stride);
   return RMSNORM_SUCCESS;
 }
 
@@ -226,10 +236,11 @@ rmsnorm_status_t check_workspace_of(const Tensor<Problem> (&table)[kCount], cons
                                     const void *workspace, size_t size, size_t needed) {
   if (needed == 0) return RMSNORM_SUCCESS;
   if (workspace == nullptr)
-    return fail(RMSNORM_ERROR_WORKSPACE, "workspace is NULL, but this call needs %zu bytes", needed);
-  if (size < needed)
-    return fail(RMSNORM_ERROR_WORKSPACE, "workspace_size = %zu, but this call needs %zu bytes", size,
+    return fail(RMSNORM_ERROR_WORKSPACE, "workspace is NULL, but this call needs %zu bytes",
                 needed);
+  if (size < needed)
+    return fail(RMSNORM_ERROR_WORKSPACE, "workspace_size = %zu, but this call needs %zu bytes",
+                size, needed);
   const uintptr_t low = reinterpret_cast<uintptr_t>(workspace);
   const ByteRange own = {low, low + needed};
   for (const Tensor<Problem> &row : table) {
@@ -254,8 +265,7 @@ rmsnorm_status_t make_problem(const rmsnorm_forward_params_t *given, Check check
     return fail(RMSNORM_ERROR_NULL, "residual_out is given, but residual is absent");
   problem->llama = params.rounding == RMSNORM_ROUNDING_LLAMA;
   problem->h_dtype = problem->residual_out.present() ? problem->residual_out.dtype
-                     : !problem->residual.present() ||
-                             problem->residual.dtype == problem->x.dtype
+                     : !problem->residual.present() || problem->residual.dtype == problem->x.dtype
                          ? problem->x.dtype
                          : RMSNORM_DTYPE_F32;
   return RMSNORM_SUCCESS;
@@ -270,7 +280,8 @@ rmsnorm_status_t make_problem(const rmsnorm_backward_params_t *given, Check chec
   RMSNORM_TRY(read_tensors(kBackwardTensors, &params, check, problem));
   if (!problem->dx.present() && !problem->dresidual.present() && !problem->dweight.present() &&
       !problem->dbias.present())
-    return fail(RMSNORM_ERROR_NULL, "dx, dresidual, dweight and dbias are all absent: no output is asked for");
+    return fail(RMSNORM_ERROR_NULL,
+                "dx, dresidual, dweight and dbias are all absent: no output is asked for");
   return read_group_sums(problem);
 }
 

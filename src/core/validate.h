@@ -1,5 +1,5 @@
-// Every rule of the ABI about an operation's params, once. A message names the argument, its value and the
-// rule.
+// Every rule of the ABI about an operation's params, once. A message names the argument, its value
+// and the rule.
 #pragma once
 
 #include "core/problem.h"

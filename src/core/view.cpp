@@ -26,7 +26,8 @@ bool nested(Dimension *dimensions, int count, int64_t width) {
   return true;
 }
 
-// The exact answer for two dimensions: no step (i of a, j of b) other than none lands within `width`.
+// The exact answer for two dimensions: no step (i of a, j of b) other than none lands within
+// `width`.
 bool steps_apart(Dimension a, Dimension b, int64_t width) {
   if (a.count > b.count) {
     const Dimension swapped = a;

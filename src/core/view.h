@@ -1,5 +1,5 @@
-// Where a view's elements stand in memory: its byte range, whether its elements are distinct, whether two
-// views meet. All arithmetic is checked for overflow.
+// Where a view's elements stand in memory: its byte range, whether its elements are distinct,
+// whether two views meet. All arithmetic is checked for overflow.
 #pragma once
 
 #include <cstdint>

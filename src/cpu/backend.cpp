@@ -73,7 +73,8 @@ rmsnorm_status_t device_info(int32_t ordinal, rmsnorm_device_info_t *info) {
 
 rmsnorm_status_t create(const rmsnorm_context_options_t &options, void **state) {
   RMSNORM_TRY(check_ordinal(options.ordinal));
-  *state = new (std::nothrow) State{&chosen_rows(), options.parallel_for, options.parallel_for_user};
+  *state =
+      new (std::nothrow) State{&chosen_rows(), options.parallel_for, options.parallel_for_user};
   if (*state == nullptr) return fail(RMSNORM_ERROR_OUT_OF_MEMORY, "no memory for a context");
   return RMSNORM_SUCCESS;
 }

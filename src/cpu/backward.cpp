@@ -1,9 +1,11 @@
-// rmsnorm_backward on the CPU. Rows are split into blocks by the shape alone: a block is a task, which writes its
-// rows' dx and sums their terms of dweight and dbias into memory of its own, in order. Then tasks over
-// columns add up the blocks' sums, in order. So the bits do not depend on threads.
+// rmsnorm_backward on the CPU. Rows are split into blocks by the shape alone: a block is a task,
+// which writes its rows' dx and sums their terms of dweight and dbias into memory of its own, in
+// order. Then tasks over columns add up the blocks' sums, in order. So the bits do not depend on
+// threads.
 //
-// The workspace: for each block its sums, and where a block has many rows, a second level beside them, from which
-// the sums are folded into the first every kFoldRows rows: errors stay small at any number of rows.
+// The workspace: for each block its sums, and where a block has many rows, a second level beside
+// them, from which the sums are folded into the first every kFoldRows rows: errors stay small at
+// any number of rows.
 #include <algorithm>
 #include <cstdio>
 #include <cstring>
@@ -18,7 +20,7 @@ namespace {
 constexpr int64_t kMostBlocks = 64;
 constexpr int64_t kBlockRows = 16;  // or more: the sums are then at most an eighth of the inputs
 constexpr int64_t kFoldRows = 1024;
-constexpr int64_t kFinishCols = 1024;    // of a task that adds up the blocks
+constexpr int64_t kFinishCols = 1024;     // of a task that adds up the blocks
 constexpr int64_t kTaskElements = 16384;  // of a task without gradient sums
 constexpr int64_t kMostTasks = 1024;
 constexpr int64_t kAlignment = 64;
@@ -82,8 +84,8 @@ GradientSums sums_at(const BackwardProblem &problem, const Plan &plan, char *mem
           problem.dbias.present() ? memory + (both ? plan.output_bytes : 0) : nullptr};
 }
 
-void run_block(const RowTable &rows, const BackwardProblem &problem, const Plan &plan, int64_t index,
-               char *memory) {
+void run_block(const RowTable &rows, const BackwardProblem &problem, const Plan &plan,
+               int64_t index, char *memory) {
   const Part part = part_of(plan.steps, plan.blocks, index);
   if (plan.outputs > 0) std::memset(memory, 0, static_cast<size_t>(plan.block_bytes));
   char *const second = plan.two_levels ? memory + plan.outputs * plan.output_bytes : memory;

@@ -1,6 +1,6 @@
-// The processor is asked once, by CPUID and XGETBV (the operating system must save the wide registers too). Every
-// table here has been run by this project's tests, and gives the bits of the generic one; one that has not
-// been run does not belong in kTables.
+// The processor is asked once, by CPUID and XGETBV (the operating system must save the wide
+// registers too). Every table here has been run by this project's tests, and gives the bits of the
+// generic one; one that has not been run does not belong in kTables.
 #include "cpu/dispatch.h"
 
 #include <atomic>
@@ -63,7 +63,8 @@ const RowTable &choose_rows(const char *cap) {
 }
 
 const RowTable &chosen_rows() {
-  static std::atomic<const RowTable *> chosen{nullptr};  // constant-initialised; a race finds the same
+  static std::atomic<const RowTable *> chosen{
+      nullptr};  // constant-initialised; a race finds the same
   const RowTable *table = chosen.load(std::memory_order_relaxed);
   if (table == nullptr) {
     table = &choose_rows(std::getenv("RMSNORM_CPU_ISA"));

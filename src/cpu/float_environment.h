@@ -1,5 +1,6 @@
-// While one of these lives, this thread computes as IEEE 754 says by default: nearest even, subnormals kept, no traps.
-// The caller's mode, flush to zero perhaps, comes back with its exception flags as they were.
+// While one of these lives, this thread computes as IEEE 754 says by default: nearest even,
+// subnormals kept, no traps. The caller's mode, flush to zero perhaps, comes back with its
+// exception flags as they were.
 #pragma once
 
 #include <cstdint>

@@ -1,4 +1,5 @@
-// rmsnorm_forward on the CPU: tasks of a few rows each. A row is independent of all others and needs no workspace.
+// rmsnorm_forward on the CPU: tasks of a few rows each. A row is independent of all others and
+// needs no workspace.
 #include <algorithm>
 #include <cstdio>
 

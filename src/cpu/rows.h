@@ -1,5 +1,6 @@
-// What src/cpu/isa/*.cpp offer: one table of row functions for each instruction set. The tables differ in speed
-// only: every function gives the same bits in each of them. Row (row, group) has index row * groups + group.
+// What src/cpu/isa/*.cpp offer: one table of row functions for each instruction set. The tables
+// differ in speed only: every function gives the same bits in each of them. Row (row, group) has
+// index row * groups + group.
 #pragma once
 
 #include <cstddef>
@@ -9,8 +10,9 @@
 
 namespace rmsnorm::cpu {
 
-// Sums over rows on their way to dweight and dbias: for each group that has a vector of its own (or once, where
-// the groups share one), padded_cols(cols) sums. A sum is a double, or in fp64 problems a Wide.
+// Sums over rows on their way to dweight and dbias: for each group that has a vector of its own (or
+// once, where the groups share one), padded_cols(cols) sums. A sum is a double, or in fp64 problems
+// a Wide.
 struct Wide {  // (high + low) * 2^exponent; see rows/wide.inl.h. All zero bytes are 0.
   double high, low;
   int64_t exponent;
@@ -32,8 +34,9 @@ struct RowTable {
                    const GradientSums &sums);
   // Adds `count` sums to those at `total`, and zeroes them.
   void (*fold)(rmsnorm_dtype_t dtype, int64_t count, char *sums, char *total);
-  // Columns [begin, end) of one vector: adds up its `blocks` sums, which lie `stride` bytes apart, in order,
-  // and (accumulate) what `out` holds, and rounds the result to `out`. begin is a multiple of kLanes.
+  // Columns [begin, end) of one vector: adds up its `blocks` sums, which lie `stride` bytes apart,
+  // in order, and (accumulate) what `out` holds, and rounds the result to `out`. begin is a
+  // multiple of kLanes.
   void (*finish)(const char *sums, int64_t stride, int64_t blocks, bool accumulate, char *out,
                  rmsnorm_dtype_t dtype, int64_t begin, int64_t end);
 };

@@ -1,6 +1,6 @@
-// A CPU context's state, and how an operation's tasks run: through the caller's parallel_for, or one after another on
-// the calling thread. Tasks write disjoint memory and fix their own order of sums, so that neither choice
-// changes a bit.
+// A CPU context's state, and how an operation's tasks run: through the caller's parallel_for, or
+// one after another on the calling thread. Tasks write disjoint memory and fix their own order of
+// sums, so that neither choice changes a bit.
 #pragma once
 
 #include <cstdint>

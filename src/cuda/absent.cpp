@@ -1,4 +1,5 @@
-// The CUDA backend of a build without CUDA: the same table, every function answers BACKEND_NOT_BUILT.
+// The CUDA backend of a build without CUDA: the same table, every function answers
+// BACKEND_NOT_BUILT.
 #include "core/backend.h"
 #include "core/status.h"
 
@@ -6,7 +7,8 @@ namespace rmsnorm {
 namespace {
 
 rmsnorm_status_t absent() {
-  return fail(RMSNORM_ERROR_BACKEND_NOT_BUILT, "device is CUDA, but this library was built without CUDA");
+  return fail(RMSNORM_ERROR_BACKEND_NOT_BUILT,
+              "device is CUDA, but this library was built without CUDA");
 }
 
 rmsnorm_status_t device_count(int32_t *) { return absent(); }

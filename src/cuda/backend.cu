@@ -1,5 +1,5 @@
-// The CUDA backend's table: devices, contexts, pointer checks. Nothing here runs before a caller asks for CUDA, and
-// all of it answers cleanly where there is no driver.
+// The CUDA backend's table: devices, contexts, pointer checks. Nothing here runs before a caller
+// asks for CUDA, and all of it answers cleanly where there is no driver.
 #include <cstdio>
 #include <new>
 
@@ -32,9 +32,10 @@ rmsnorm_status_t device_count(int32_t *count) {
     int version = 0;
     cudaDriverGetVersion(&version);
     if (version == 0) return RMSNORM_SUCCESS;  // no driver at all
-    return fail(RMSNORM_ERROR_DRIVER_TOO_OLD,
-                "the CUDA driver supports CUDA %d.%d, this library needs %d.%d or a driver of its series",
-                version / 1000, version % 1000 / 10, CUDART_VERSION / 1000, CUDART_VERSION % 1000 / 10);
+    return fail(
+        RMSNORM_ERROR_DRIVER_TOO_OLD,
+        "the CUDA driver supports CUDA %d.%d, this library needs %d.%d or a driver of its series",
+        version / 1000, version % 1000 / 10, CUDART_VERSION / 1000, CUDART_VERSION % 1000 / 10);
   }
   if (error != cudaSuccess) return cuda_failure(error, "cudaGetDeviceCount");
   *count = found;
@@ -50,7 +51,8 @@ rmsnorm_status_t check_device(int32_t ordinal) {
                 (int)count);
   int version = 0;
   cudaDriverGetVersion(&version);
-  if (version == 0) return fail(RMSNORM_ERROR_NO_DRIVER, "device is CUDA, but there is no CUDA driver");
+  if (version == 0)
+    return fail(RMSNORM_ERROR_NO_DRIVER, "device is CUDA, but there is no CUDA driver");
   return fail(RMSNORM_ERROR_NO_DEVICE, "device is CUDA, but the driver has no devices");
 }
 
@@ -100,10 +102,12 @@ rmsnorm_status_t read_state(State *state, int32_t ordinal) {
   CUresult result = state->driver.device_get(&state->device, ordinal);
   if (result == CUDA_SUCCESS) result = state->driver.retain_primary(&state->primary, state->device);
   if (result == CUDA_ERROR_OUT_OF_MEMORY)
-    return fail(RMSNORM_ERROR_OUT_OF_MEMORY, "no memory for device %d's primary context", (int)ordinal);
+    return fail(RMSNORM_ERROR_OUT_OF_MEMORY, "no memory for device %d's primary context",
+                (int)ordinal);
   if (result != CUDA_SUCCESS)
-    return fail(RMSNORM_ERROR_CUDA, "device %d's primary context cannot be had: CUDA driver error %d",
-                (int)ordinal, int(result));
+    return fail(RMSNORM_ERROR_CUDA,
+                "device %d's primary context cannot be had: CUDA driver error %d", (int)ordinal,
+                int(result));
   return RMSNORM_SUCCESS;
 }
 
@@ -156,8 +160,8 @@ rmsnorm_status_t check_pointer(const void *opaque, const char *argument, const v
   else if (attributes.type == cudaMemoryTypeDevice && attributes.device != state.ordinal)
     what = "memory of another device";
   if (what == nullptr) return RMSNORM_SUCCESS;
-  return fail(RMSNORM_ERROR_POINTER, "%s = %p is %s; the context is for device %d", argument, pointer,
-              what, state.ordinal);
+  return fail(RMSNORM_ERROR_POINTER, "%s = %p is %s; the context is for device %d", argument,
+              pointer, what, state.ordinal);
 }
 
 }  // namespace
@@ -177,8 +181,8 @@ rmsnorm_status_t KernelVisitor::visit(const void *kernel, bool needs_shared_memo
 
 }  // namespace cuda
 
-const Backend kCudaBackend = {"cuda",          cuda::device_count,  cuda::device_info,
-                              cuda::create,    cuda::destroy,       cuda::check_pointer,
-                              cuda::kForward,  cuda::kBackward};
+const Backend kCudaBackend = {"cuda",         cuda::device_count, cuda::device_info,
+                              cuda::create,   cuda::destroy,      cuda::check_pointer,
+                              cuda::kForward, cuda::kBackward};
 
 }  // namespace rmsnorm

@@ -1,4 +1,5 @@
-// The launcher of rmsnorm_backward: a plan (which kernels, how much workspace for what), then the launches.
+// The launcher of rmsnorm_backward: a plan (which kernels, how much workspace for what), then the
+// launches.
 #include <array>
 #include <cstdio>
 
@@ -32,8 +33,11 @@ const void *rows_kernel(rmsnorm_dtype_t dtype, int vectors) {
 }
 
 const void *rows_kernel(rmsnorm_dtype_t dtype, int vectors, bool whole, bool plain) {
-  if (whole) return plain ? rows_kernel<true, true>(dtype, vectors) : rows_kernel<true, false>(dtype, vectors);
-  return plain ? rows_kernel<false, true>(dtype, vectors) : rows_kernel<false, false>(dtype, vectors);
+  if (whole)
+    return plain ? rows_kernel<true, true>(dtype, vectors)
+                 : rows_kernel<true, false>(dtype, vectors);
+  return plain ? rows_kernel<false, true>(dtype, vectors)
+               : rows_kernel<false, false>(dtype, vectors);
 }
 
 // The tensors of rows x groups x cols.
@@ -63,21 +67,22 @@ struct Plan {
   BackwardConfig config;  // vectors 0: the exact kernels alone
   BackwardMemory memory;
   bool by_group;
-  int64_t sums;        // weight gradients: one, or one per group (by_group)
-  int64_t sum_tasks;   // rows that share a sum
+  int64_t sums;       // weight gradients: one, or one per group (by_group)
+  int64_t sum_tasks;  // rows that share a sum
   // backward_rows
   bool rows_dweight;
   int64_t blocks, iterations, chunks, pitch;
   // the exact kernels
-  bool exact_rows;     // backward_rstd and backward_exact
-  bool columns;        // backward_columns
+  bool exact_rows;  // backward_rstd and backward_exact
+  bool columns;     // backward_columns
   int64_t column_chunks;
   size_t partial, row_rstd, dweight, dbias, bytes;
 };
 
 constexpr size_t kAlignment = 256;
 
-// The offset of count * size more bytes. A total beyond 2^62 stays there: no workspace is that large.
+// The offset of count * size more bytes. A total beyond 2^62 stays there: no workspace is that
+// large.
 size_t reserve(unsigned __int128 count, size_t size, size_t *total) {
   const size_t at = *total;
   const unsigned __int128 end = at + (count * size + kAlignment - 1) / kAlignment * kAlignment;
@@ -95,7 +100,8 @@ Plan plan_of(const State &state, const BackwardProblem &p, bool by_group) {
   plan.by_group = by_group;
   plan.sums = plan.by_group ? p.groups : 1;
   plan.sum_tasks = plan.by_group ? p.rows : tasks;
-  const int width = plan.width = plan.dtype == RMSNORM_DTYPE_F16 || plan.dtype == RMSNORM_DTYPE_BF16 ? 8 : 4;
+  const int width = plan.width =
+      plan.dtype == RMSNORM_DTYPE_F16 || plan.dtype == RMSNORM_DTYPE_BF16 ? 8 : 4;
   const bool rows_outputs = p.dx.present() || p.dresidual.present() || p.dweight.present();
   if (p.x.dtype != RMSNORM_DTYPE_F64) plan.config = choose_backward(divide_up(p.cols, width));
   BackwardConfig &config = plan.config;
@@ -138,7 +144,10 @@ Plan plan_of(const State &state, const BackwardProblem &p, bool by_group) {
 class Run {
  public:
   Run(const State &state, const BackwardProblem &problem, const Launch &call)
-      : state_(state), p_(problem), plan_(plan_of(state, problem, is_by_group(problem))), stream_(call.stream) {
+      : state_(state),
+        p_(problem),
+        plan_(plan_of(state, problem, is_by_group(problem))),
+        stream_(call.stream) {
     const uintptr_t start = reinterpret_cast<uintptr_t>(call.workspace);
     workspace_ = reinterpret_cast<char *>((start + kAlignment - 1) / kAlignment * kAlignment);
   }
@@ -157,8 +166,8 @@ class Run {
   }
 
  private:
-  // The first kernel may overlap the stream's earlier work if the caller asked for it; sum_partials always may
-  // overlap the end of the kernel before it, which is ours.
+  // The first kernel may overlap the stream's earlier work if the caller asked for it; sum_partials
+  // always may overlap the end of the kernel before it, which is ours.
   bool overlap() {
     const bool first = !launched_;
     launched_ = true;
@@ -211,8 +220,7 @@ class Run {
     if (plan_.columns) {
       args.rows_per_chunk = divide_up(plan_.sum_tasks, plan_.column_chunks);
       args.overlap = overlap();
-      const int64_t blocks =
-          divide_up(p_.cols, kColumnThreads) * plan_.sums * plan_.column_chunks;
+      const int64_t blocks = divide_up(p_.cols, kColumnThreads) * plan_.sums * plan_.column_chunks;
       RMSNORM_TRY(check_blocks(blocks));
       const LaunchShape shape = {blocks, kColumnThreads, 1, 0, stream_, args.overlap};
       RMSNORM_TRY(launch(state_, reinterpret_cast<const void *>(backward_columns), shape, &args));
@@ -244,13 +252,17 @@ class Run {
     args.by_group = plan_.by_group;
     args.overlap = overlap();
     RMSNORM_TRY(check_blocks(plan_.blocks * plan_.sums));
-    const LaunchShape shape = {plan_.blocks * plan_.sums, plan_.config.threads, plan_.config.groups,
-                               plan_.memory.bytes(), stream_, args.overlap};
+    const LaunchShape shape = {plan_.blocks * plan_.sums,
+                               plan_.config.threads,
+                               plan_.config.groups,
+                               plan_.memory.bytes(),
+                               stream_,
+                               args.overlap};
     const bool plain = p_.dx.present() && !p_.dresidual.present() && !p_.dresidual_out.present() &&
                        (plan_.by_group || p_.groups == 1);
     return launch(state_,
-                  rows_kernel(plan_.dtype, plan_.config.vectors, is_whole(p_, plan_.width), plain), shape,
-                  &args);
+                  rows_kernel(plan_.dtype, plan_.config.vectors, is_whole(p_, plan_.width), plain),
+                  shape, &args);
   }
 
   template <class Real>
@@ -279,8 +291,9 @@ class Run {
 
   rmsnorm_status_t check_blocks(int64_t blocks) {
     if (blocks <= kMostBlocks) return RMSNORM_SUCCESS;
-    return fail(RMSNORM_ERROR_NOT_SUPPORTED, "groups = %lld of cols = %lld: too many weight gradients",
-                (long long)p_.groups, (long long)p_.cols);
+    return fail(RMSNORM_ERROR_NOT_SUPPORTED,
+                "groups = %lld of cols = %lld: too many weight gradients", (long long)p_.groups,
+                (long long)p_.cols);
   }
 
   const State &state_;
@@ -305,8 +318,8 @@ void kernel_name(const void *state, const BackwardProblem &p, char *name) {
     return;
   }
   std::snprintf(name, RMSNORM_KERNEL_NAME_SIZE, "cuda_backward_rows_%s_v%d_t%d_g%d_s%d",
-                plan.dtype == RMSNORM_DTYPE_NONE ? "mixed" : dtype_name(plan.dtype), plan.config.vectors,
-                plan.config.threads, plan.config.groups, plan.config.stages);
+                plan.dtype == RMSNORM_DTYPE_NONE ? "mixed" : dtype_name(plan.dtype),
+                plan.config.vectors, plan.config.threads, plan.config.groups, plan.config.stages);
 }
 
 rmsnorm_status_t run(const void *state, const BackwardProblem &p, const Launch &call) {

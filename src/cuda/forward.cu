@@ -19,7 +19,8 @@ const void *rows_kernel(int vectors) {
   }
 }
 
-// vectors 0: forward_long, which has one form for plain calls and others. Mixed dtypes are never plain.
+// vectors 0: forward_long, which has one form for plain calls and others. Mixed dtypes are never
+// plain.
 template <bool kWhole, bool kPlain>
 const void *rows_kernel(rmsnorm_dtype_t dtype, int vectors) {
   switch (dtype) {
@@ -31,8 +32,11 @@ const void *rows_kernel(rmsnorm_dtype_t dtype, int vectors) {
 }
 
 const void *rows_kernel(rmsnorm_dtype_t dtype, int vectors, bool whole, bool plain) {
-  if (whole) return plain ? rows_kernel<true, true>(dtype, vectors) : rows_kernel<true, false>(dtype, vectors);
-  return plain ? rows_kernel<false, true>(dtype, vectors) : rows_kernel<false, false>(dtype, vectors);
+  if (whole)
+    return plain ? rows_kernel<true, true>(dtype, vectors)
+                 : rows_kernel<true, false>(dtype, vectors);
+  return plain ? rows_kernel<false, true>(dtype, vectors)
+               : rows_kernel<false, false>(dtype, vectors);
 }
 
 // Whether every access can be a whole vector of `width` elements.

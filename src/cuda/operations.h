@@ -13,8 +13,8 @@ extern const Operation<BackwardProblem> kBackward;
 constexpr rmsnorm_dtype_t kRowDtypes[] = {RMSNORM_DTYPE_BF16, RMSNORM_DTYPE_F16, RMSNORM_DTYPE_F32,
                                           RMSNORM_DTYPE_NONE};
 
-// Prepares a new context: the kernels that need more shared memory than 48 KB are allowed all of the device's;
-// `all` loads the others too (PRELOAD).
+// Prepares a new context: the kernels that need more shared memory than 48 KB are allowed all of
+// the device's; `all` loads the others too (PRELOAD).
 struct KernelVisitor {
   const State &state;
   bool all;

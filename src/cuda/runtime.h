@@ -1,5 +1,5 @@
-// What the launchers need of the CUDA runtime: the context's state, a guard that makes its device current, errors as
-// statuses, one way to launch.
+// What the launchers need of the CUDA runtime: the context's state, a guard that makes its device
+// current, errors as statuses, one way to launch.
 #pragma once
 
 #include <cuda.h>
@@ -30,17 +30,17 @@ rmsnorm_status_t find_driver(Driver *driver);
 struct State {
   int ordinal;
   int multiprocessors;
-  int compute_capability;    // 90
-  bool dependent_launch;     // programmatic dependent launch: the device and the kernels' code have it
-  size_t shared_memory;      // bytes that a block may have
+  int compute_capability;  // 90
+  bool dependent_launch;  // programmatic dependent launch: the device and the kernels' code have it
+  size_t shared_memory;   // bytes that a block may have
   bool unregistered_memory;  // the device can use any host memory
   Driver driver;
   CUdevice device;
   CUcontext primary;
 };
 
-// Makes the state's device current and restores what was: does nothing if it is current already, and
-// pushes its primary context otherwise, so that no context is created on any other device.
+// Makes the state's device current and restores what was: does nothing if it is current already,
+// and pushes its primary context otherwise, so that no context is created on any other device.
 class DeviceGuard {
  public:
   explicit DeviceGuard(const State &state);

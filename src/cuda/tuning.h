@@ -1,8 +1,9 @@
-// Every launch configuration, chosen by shape and device. Shares are of an element-wise kernel that moves the same
-// bytes, measured on an H200 (sm_90, 132 multiprocessors) with prototypes of these kernels.
+// Every launch configuration, chosen by shape and device. Shares are of an element-wise kernel that
+// moves the same bytes, measured on an H200 (sm_90, 132 multiprocessors) with prototypes of these
+// kernels.
 //
-// threads and vectors decide a row's reduction tree: they depend on cols, dtype and device alone, never on
-// the number of rows, so that a row's bits do not either.
+// threads and vectors decide a row's reduction tree: they depend on cols, dtype and device alone,
+// never on the number of rows, so that a row's bits do not either.
 #pragma once
 
 #include <cstddef>
@@ -18,7 +19,8 @@ inline int round_up_to_power_of_two(int64_t value) {
   return power;
 }
 
-// ---- Forward -------------------------------------------------------------------------------------
+// ---- Forward
+// -------------------------------------------------------------------------------------
 
 struct ForwardConfig {
   int vectors;  // per thread, in registers; 0: not forward_rows
@@ -38,7 +40,8 @@ inline ForwardConfig choose_forward(int64_t row_vectors, int64_t tasks, int mult
   }
   ForwardConfig config = {4, 32, 1, 0};
   if (row_vectors <= 32) {
-    config.vectors = 1;  // 262144x128 halves: 16 threads a row .951; a whole warp leaves half of it idle
+    config.vectors =
+        1;  // 262144x128 halves: 16 threads a row .951; a whole warp leaves half of it idle
     config.threads = round_up_to_power_of_two(row_vectors);
   } else if (row_vectors <= 64) {
     config.vectors = 2;
@@ -53,7 +56,8 @@ inline ForwardConfig choose_forward(int64_t row_vectors, int64_t tasks, int mult
   return config;
 }
 
-// ---- Backward ------------------------------------------------------------------------------------
+// ---- Backward
+// ------------------------------------------------------------------------------------
 
 struct BackwardConfig {
   int vectors;  // per thread; 0: the exact kernels take it
@@ -63,9 +67,9 @@ struct BackwardConfig {
   int blocks_per_multiprocessor;
 };
 
-// 32 KB of rows (x and dy) in process per multiprocessor is best for powers of two, whatever the loader: half as
-// many lose 15-20 %, twice as many 4-9 %. Two groups in one block beat two blocks (.985, .974 at 4096) and
-// halve the partial rows.
+// 32 KB of rows (x and dy) in process per multiprocessor is best for powers of two, whatever the
+// loader: half as many lose 15-20 %, twice as many 4-9 %. Two groups in one block beat two blocks
+// (.985, .974 at 4096) and halve the partial rows.
 inline BackwardConfig choose_backward(int64_t row_vectors) {
   if (row_vectors <= 32) {  // 262144x128: 16 threads a row, 3 blocks, .92
     const int threads = round_up_to_power_of_two(row_vectors);
@@ -73,7 +77,11 @@ inline BackwardConfig choose_backward(int64_t row_vectors) {
   }
   if (row_vectors <= 1024) {  // 1024 .94, 2048 .956, 4096 .985, 8192 .986
     const int threads = int(divide_up(row_vectors, 2 * 32)) * 32;
-    const int groups = threads <= 32 ? 16 : threads <= 64 ? 8 : threads <= 128 ? 4 : threads <= 256 ? 2 : 1;
+    const int groups = threads <= 32    ? 16
+                       : threads <= 64  ? 8
+                       : threads <= 128 ? 4
+                       : threads <= 256 ? 2
+                                        : 1;
     return {2, threads, groups, groups == 1 ? 3 : 2, 1};
   }
   if (row_vectors <= 2048)  // 16384: .92-.935 without a cluster
@@ -81,7 +89,8 @@ inline BackwardConfig choose_backward(int64_t row_vectors) {
   return {0, 0, 0, 0, 0};
 }
 
-// Rows of one partial sum of the column kernel: enough blocks to fill the device, few enough partial rows.
+// Rows of one partial sum of the column kernel: enough blocks to fill the device, few enough
+// partial rows.
 inline int64_t choose_column_chunks(int64_t tasks, int64_t column_tiles, int multiprocessors) {
   const int64_t wanted = divide_up(int64_t(multiprocessors) * 8, column_tiles);
   const int64_t most = divide_up(tasks, 32);

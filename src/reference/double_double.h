@@ -1,6 +1,7 @@
-// Numbers of about 106 bits as the unevaluated sum of two doubles, and the same with an exponent of their own, so
-// that no square, product or sum of fp64 values overflows or loses bits below 2^-1074. The building blocks
-// two_sum and two_prod are exact: Dekker 1971, Knuth TAOCP vol. 2 (4.2.2). Scalar, slow and plain.
+// Numbers of about 106 bits as the unevaluated sum of two doubles, and the same with an exponent of
+// their own, so that no square, product or sum of fp64 values overflows or loses bits below
+// 2^-1074. The building blocks two_sum and two_prod are exact: Dekker 1971, Knuth TAOCP vol. 2
+// (4.2.2). Scalar, slow and plain.
 #pragma once
 
 #include <cmath>
@@ -60,8 +61,8 @@ inline DoubleDouble multiply(DoubleDouble a, DoubleDouble b) {
   return two_sum(product.high, product.low + (a.high * b.low + a.low * b.high));
 }
 
-// value * 2^exponent, with |value.high| in [0.5, 1). Zeros, Infs and NaNs have exponent 0 and low 0; they
-// behave as in IEEE arithmetic.
+// value * 2^exponent, with |value.high| in [0.5, 1). Zeros, Infs and NaNs have exponent 0 and low
+// 0; they behave as in IEEE arithmetic.
 struct Wide {
   DoubleDouble value;
   int exponent = 0;
@@ -85,7 +86,8 @@ inline Wide operator*(const Wide &a, const Wide &b) {
 inline Wide operator-(const Wide &a) { return {{-a.value.high, -a.value.low}, a.exponent}; }
 
 inline Wide operator+(const Wide &a, const Wide &b) {
-  if (!a.finite() || !b.finite() || (a.zero() && b.zero())) return wide(a.value.high + b.value.high);
+  if (!a.finite() || !b.finite() || (a.zero() && b.zero()))
+    return wide(a.value.high + b.value.high);
   if (a.zero()) return b;
   if (b.zero()) return a;
   if (a.exponent < b.exponent) return b + a;

@@ -1,6 +1,6 @@
-// The definition, operation by operation, in the order in which rmsnorm.h states the formulas. Every number is a
-// Wide (two doubles and an exponent), so that this file needs no care for range; elements are rounded in
-// one function, round_wide, which serves every dtype.
+// The definition, operation by operation, in the order in which rmsnorm.h states the formulas.
+// Every number is a Wide (two doubles and an exponent), so that this file needs no care for range;
+// elements are rounded in one function, round_wide, which serves every dtype.
 #include "reference/reference.h"
 
 #include <algorithm>
@@ -13,8 +13,8 @@
 namespace rmsnorm::reference {
 namespace {
 
-// A binary floating-point format: `precision` significant bits; normal numbers from 2^lowest up to below
-// 2^(highest + 1).
+// A binary floating-point format: `precision` significant bits; normal numbers from 2^lowest up to
+// below 2^(highest + 1).
 struct Format {
   int precision, lowest, highest;
 };
@@ -75,7 +75,8 @@ Wide load_wide(const View &view, int64_t row, int64_t group, int64_t col) {
 // weight + weight_offset
 template <class Problem>
 Wide weight_at(const Problem &problem, int64_t group, int64_t col) {
-  const Wide weight = problem.weight.present() ? load_wide(problem.weight, 0, group, col) : wide(1.0);
+  const Wide weight =
+      problem.weight.present() ? load_wide(problem.weight, 0, group, col) : wide(1.0);
   return weight + wide(problem.weight_offset);
 }
 
@@ -159,6 +160,7 @@ BackwardRow backward_row(const BackwardProblem &problem, int64_t row, int64_t gr
   }
   const Wide mean = sum / static_cast<double>(problem.cols);
   const Wide absolute_mean = absolute_sum / static_cast<double>(problem.cols);
+  result.gain = to_double(magnitude(rstd) + magnitude(rstd) * absolute_mean);
   for (int64_t c = 0; c < problem.cols; ++c) {
     const Wide xhat = x[c] * rstd, wdy = weight_at(problem, group, c) * dy[c];
     Wide dx = rstd * (wdy + -(xhat * mean));

@@ -240,14 +240,15 @@ TEST_F(Cuda, CheckPointers) {
     for (int i = 0; i < kNameCount; ++i) {
       const Name name = static_cast<Name>(i);
       if (!execution.tested().has(name)) continue;
-      const Params kept = execution.params;
-      execution.params.tensor(name).data = host.data();
-      execution.upload();
-      EXPECT_EQ(execution.launch(), RMSNORM_ERROR_POINTER) << info(name).text;
+      Execution refused(device(), small_case(direction));
+      refused.context = context.get();
+      ASSERT_EQ(refused.prepare_workspace(), RMSNORM_SUCCESS) << last_error();
+      refused.params.tensor(name).data = host.data();
+      refused.upload();
+      EXPECT_EQ(refused.launch(), RMSNORM_ERROR_POINTER) << info(name).text;
       EXPECT_EQ(last_error().find(std::string(info(name).text) + " = 0x"), 0u) << last_error();
-      execution.download();
-      EXPECT_TRUE(execution.nothing_written());
-      execution.params = kept;
+      refused.download();
+      EXPECT_TRUE(refused.nothing_written());
     }
     if (execution.workspace_size_needed() == 0) continue;
     std::vector<char> host_workspace(execution.workspace_size_needed());

@@ -44,6 +44,30 @@ TEST_P(MixedDtype, ResidualAndItsSum) {
           }
 }
 
+// x lies at a tie of residual_out's dtype, and residual decides it by next to nothing: one rounding
+// of the exact sum sees that, a rounding to fp32 on the way does not.
+TEST_P(MixedDtype, SumsJustBesideATie) {
+  for (const rmsnorm_dtype_t sum : kHalf) {
+    const double half_ulp = sum == RMSNORM_DTYPE_F16 ? 0x1p-11 : 0x1p-8;
+    for (const rmsnorm_dtype_t x : kMixable)
+      for (const rmsnorm_dtype_t residual : kMixable) {
+        Case c = add_case(2, 100, x);
+        c[kResidual].dtype = residual;
+        c[kResidualOut].dtype = sum;
+        Execution execution(device(), c);
+        for (int64_t row = 0; row < c.rows; ++row)
+          for (int64_t col = 0; col < c.cols; ++col) {
+            const double sign = col % 4 < 2 ? 1 : -1, step = col % 2 == 0 ? 1 : -1;
+            const double tie = 1 + static_cast<double>(2 * (col % 50) + 1) * half_ulp;
+            execution.set(kX, row, 0, col, sign * tie);
+            execution.set(kResidual, row, 0, col, step * (row == 0 ? 0x1p-24 : 0x1p-22));
+          }
+        ASSERT_EQ(execution.run(), RMSNORM_SUCCESS) << last_error();
+        EXPECT_TRUE(conforms(execution));
+      }
+  }
+}
+
 TEST_P(MixedDtype, Bias) {
   for (const int64_t cols : kWidths)
     for (const rmsnorm_dtype_t x : kMixable)

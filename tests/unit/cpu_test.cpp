@@ -1,5 +1,6 @@
-// The CPU backend against the reference, and against itself: the same bits from every instruction set's table, for
-// every split of the work over threads, every layout of the tensors and every floating-point mode of the caller.
+// The CPU backend against the reference, and against itself: the same bits from every instruction
+// set's table, for every split of the work over threads, every layout of the tensors and every
+// floating-point mode of the caller.
 #include <gtest/gtest.h>
 
 #include <algorithm>
@@ -99,7 +100,8 @@ class Array {
       for (int64_t g = 0; g < groups_; ++g)
         if (cols_ > 0)
           std::memset(at(r, g, 0), kFill, static_cast<size_t>(cols_ * element_size(dtype_)));
-    const bool intact = std::all_of(memory_.begin(), memory_.end(), [](char c) { return c == kFill; });
+    const bool intact =
+        std::all_of(memory_.begin(), memory_.end(), [](char c) { return c == kFill; });
     copy.swap(memory_);
     return intact;
   }
@@ -123,7 +125,10 @@ double draw(std::mt19937_64 *engine, const Spec &spec) {
   const double normal = std::normal_distribution<double>(0, 1)(*engine);
   const double sign = normal < 0 ? -1 : 1;
   const int top = spec.dtype == kF16 ? 15 : spec.dtype == kF64 ? 1023 : 127;
-  const int bottom = spec.dtype == kF16 ? -24 : spec.dtype == kF64 ? -1074 : spec.dtype == kBf16 ? -133 : -149;
+  const int bottom = spec.dtype == kF16    ? -24
+                     : spec.dtype == kF64  ? -1074
+                     : spec.dtype == kBf16 ? -133
+                                           : -149;
   const auto power = [&](double low, double high) {
     return sign * std::exp2(std::uniform_real_distribution<double>(low, high)(*engine));
   };
@@ -156,8 +161,8 @@ struct Case {
 };
 
 std::ostream &operator<<(std::ostream &out, const Case &c) {
-  out << c.rows << " x " << c.groups << " x " << c.cols << " eps " << c.eps << " offset " << c.offset
-      << (c.llama ? " llama" : "") << (c.accumulate ? " accumulate" : "")
+  out << c.rows << " x " << c.groups << " x " << c.cols << " eps " << c.eps << " offset "
+      << c.offset << (c.llama ? " llama" : "") << (c.accumulate ? " accumulate" : "")
       << (c.per_group ? " per_group" : "") << " seed " << c.seed;
   for (const auto &[name, spec] : c.tensors)
     out << " " << name << ":" << dtype_name(spec.dtype) << "/" << static_cast<int>(spec.values);
@@ -204,7 +209,7 @@ ForwardProblem forward_problem(const Case &c, Arrays *arrays) {
   p.weight = view_of(arrays, "weight"), p.bias = view_of(arrays, "bias");
   p.y = view_of(arrays, "y"), p.residual_out = view_of(arrays, "residual_out");
   p.rstd = view_of(arrays, "rstd");
-  p.h_dtype = p.residual_out.present() ? p.residual_out.dtype
+  p.h_dtype = p.residual_out.present()                                 ? p.residual_out.dtype
               : !p.residual.present() || p.residual.dtype == p.x.dtype ? p.x.dtype
                                                                        : kF32;
   return p;
@@ -248,8 +253,7 @@ Bits output_bits(const Case &c, Arrays *arrays) {
   return all;
 }
 
-Bits bits_with(const Case &c, const State &state, const Layout &layout = {}, size_t skew = 0) {
-  Arrays arrays = make_arrays(c, layout);
+Bits bits_with(const Case &c, const State &state, Arrays arrays, size_t skew = 0) {
   run(c, state, &arrays, skew);
   for (auto &[name, array] : arrays) EXPECT_TRUE(array.outside_intact()) << name << " of " << c;
   return output_bits(c, &arrays);
@@ -269,26 +273,29 @@ Case forward_case(rmsnorm_dtype_t dtype, int64_t rows, int64_t cols) {
 Case backward_case(rmsnorm_dtype_t dtype, int64_t rows, int64_t cols) {
   Case c;
   c.rows = rows, c.cols = cols;
-  for (const char *name : {"dy", "x", "weight", "dresidual_out", "dx", "dresidual", "dweight", "dbias"})
+  for (const char *name :
+       {"dy", "x", "weight", "dresidual_out", "dx", "dresidual", "dweight", "dbias"})
     c.tensors[name] = {dtype, Values::kNormal};
   c.tensors["rstd"] = {dtype == kF64 ? kF64 : kF32, Values::kNormal};
   return c;
 }
 
-// Cases of every kind for bit comparisons: dtypes and their mixtures, optional tensors, special values.
-std::vector<Case> various_cases(int64_t rows, int64_t groups, int64_t cols) {
+// Cases of every kind for bit comparisons: dtypes and their mixtures, optional tensors, special
+// values.
+std::vector<Case> various_cases(int64_t rows, int64_t groups, int64_t cols, int count = 96) {
   std::vector<Case> cases;
   std::mt19937_64 engine(static_cast<uint64_t>(rows * 131 + groups * 17 + cols));
   const Values values[] = {Values::kNormal, Values::kAnyExponent, Values::kTiny,
                            Values::kHuge,   Values::kZero,        Values::kSpecial};
-  for (int i = 0; i < 96; ++i) {
+  for (int i = 0; i < count; ++i) {
     const bool mixed = i % 2 != 0;
     const rmsnorm_dtype_t dtype = kDtypes[i / 2 % (mixed ? 3 : 4)];
     Case c = i / 8 % 2 == 0 ? forward_case(dtype, rows, cols) : backward_case(dtype, rows, cols);
     c.groups = groups;
     c.seed = engine();
-    c.eps = i % 5 == 0 ? 0 : 1e-5;
-    c.offset = i % 3 == 0 ? 1 : 0;
+    constexpr double kEps[] = {1e-5, 0, 5e-324, 1e-45, 1e-5, 10, 1e300};
+    constexpr double kOffsets[] = {0, 1, 0, -1, 0x1p-126, -3e38, 0.1};
+    c.eps = kEps[engine() % 7], c.offset = kOffsets[engine() % 7];
     c.llama = i % 7 == 0, c.accumulate = i % 4 == 0, c.per_group = engine() % 2 != 0;
     const bool forward = is_forward(c);
     const Values kind = values[engine() % 6];
@@ -309,13 +316,17 @@ std::vector<Case> various_cases(int64_t rows, int64_t groups, int64_t cols) {
 // ---- The same bits ------------------------------------------------------------------------------
 
 TEST(Bits, SameOnEveryInstructionSet) {
-  for (const int64_t cols : {1, 3, 15, 16, 17, 100, 1027, 20000})
+  std::vector<Case> cases = various_cases(2, 1, 20000, 16);
+  for (const int64_t cols : {1, 3, 15, 16, 17, 100, 1027})
     for (const int64_t groups : {1, 3})
-      for (const Case &c : various_cases(3, groups, cols)) {
-        const Bits expected = bits_with(c, kGeneric);
-        for (const RowTable *table : tables_here())
-          ASSERT_EQ(bits_with(c, {table, nullptr, nullptr}), expected) << table->isa << " " << c;
-      }
+      for (const Case &c : various_cases(3, groups, cols)) cases.push_back(c);
+  for (const Case &c : cases) {
+    const Arrays arrays = make_arrays(c, {});
+    const Bits expected = bits_with(c, kGeneric, arrays);
+    for (const RowTable *table : tables_here())
+      ASSERT_EQ(bits_with(c, {table, nullptr, nullptr}, arrays), expected)
+          << table->isa << " " << c;
+  }
 }
 
 // parallel_for with `threads` threads which take the tasks in a shuffled order.
@@ -343,27 +354,31 @@ struct Pool {
 TEST(Bits, SameForEverySplit) {
   const RowTable &best = cpu::choose_rows(nullptr);
   for (const auto &[rows, groups, cols] :
-       {std::array<int64_t, 3>{200, 1, 37}, {37, 5, 64}, {5000, 1, 9}, {3, 2, 20000}})
-    for (const Case &c : various_cases(rows, groups, cols)) {
-      const Bits expected = bits_with(c, {&best, nullptr, nullptr});
+       {std::array<int64_t, 3>{200, 1, 37}, {37, 5, 64}, {5000, 1, 9}, {3, 2, 3000}})
+    for (const Case &c : various_cases(rows, groups, cols, 24)) {
+      const Arrays arrays = make_arrays(c, {});
+      const Bits expected = bits_with(c, {&best, nullptr, nullptr}, arrays);
       for (int threads = 1; threads <= 16; threads += threads < 4 ? 1 : 6) {
         Pool pool = {threads, c.seed + static_cast<uint64_t>(threads)};
-        ASSERT_EQ(bits_with(c, {&best, Pool::run, &pool}), expected) << threads << " " << c;
+        ASSERT_EQ(bits_with(c, {&best, Pool::run, &pool}, arrays), expected) << threads << " " << c;
       }
     }
 }
 
 TEST(Bits, SameForEveryLayout) {
   const Layout layouts[] = {{1, 0, 0}, {3, 5, 0}, {0, 7, 1}, {13, 1, 11}};
-  for (const RowTable *table : tables_here())
-    for (const int64_t cols : {1, 5, 16, 33, 257})
-      for (const Case &c : various_cases(5, 2, cols)) {
-        const State state = {table, nullptr, nullptr};
-        const Bits expected = bits_with(c, state);
-        size_t skew = 1;
-        for (const Layout &layout : layouts)
-          ASSERT_EQ(bits_with(c, state, layout, skew += 3), expected) << table->isa << " " << c;
+  for (const int64_t cols : {1, 5, 16, 33, 257})
+    for (const Case &c : various_cases(5, 2, cols)) {
+      const Bits expected = bits_with(c, kGeneric, make_arrays(c, {}));
+      size_t skew = 1;
+      for (const Layout &layout : layouts) {
+        const Arrays arrays = make_arrays(c, layout);
+        for (const RowTable *table : tables_here())
+          ASSERT_EQ(bits_with(c, {table, nullptr, nullptr}, arrays, skew), expected)
+              << table->isa << " " << c;
+        skew += 3;
       }
+    }
 }
 
 // Zero and negative strides of inputs: one row for all, and rows from the last to the first.
@@ -395,19 +410,17 @@ TEST(Bits, SameForZeroAndNegativeStrides) {
 // Each pair that rmsnorm.h allows to be one view.
 TEST(Bits, SameInPlace) {
   const std::pair<const char *, const char *> pairs[] = {
-      {"y", "x"},   {"residual_out", "residual"}, {"residual_out", "x"},
-      {"dx", "dy"}, {"dx", "x"},                  {"dx", "dresidual_out"}};
+      {"y", "x"},  {"residual_out", "residual"}, {"residual_out", "x"}, {"dx", "dy"},
+      {"dx", "x"}, {"dx", "dresidual_out"}};
   for (const RowTable *table : tables_here())
     for (const auto &[output, input] : pairs)
-      for (const int64_t cols : {1, 16, 50, 300})
-        for (Case c : various_cases(40, 2, cols)) {
+      for (const int64_t cols : {1, 50})
+        for (Case c : various_cases(20, 2, cols, 32)) {
           if (c.dtype(output) == kNone || c.dtype(input) == kNone) continue;
-          // The output's bits are drawn first where its name comes first: redraw on a common dtype.
           c.tensors[output] = c.tensors[input];
           const State state = {table, nullptr, nullptr};
-          const Bits expected = bits_with(c, state);
           Arrays arrays = make_arrays(c, {});
-          const Array untouched = arrays[output];
+          const Bits expected = bits_with(c, state, arrays);
           Case shared = c;
           shared.tensors.erase(output);
           arrays.erase(output);
@@ -428,27 +441,71 @@ TEST(Bits, SameInPlace) {
         }
 }
 
+// The floating-point control register: flush to zero and rounding modes, and the mask of what is
+// not a flag.
 #if defined(__x86_64__)
+const uint64_t kModes[] = {0x9fc0, 0x7f80, 0x3f80, 0xffc0}, kModeMask = 0xffc0;
+uint64_t get_mode() { return _mm_getcsr(); }
+void set_mode(uint64_t mode) { _mm_setcsr(static_cast<unsigned>(mode)); }
+#elif defined(__aarch64__)
+const uint64_t kModes[] = {1u << 24, 3u << 22, 2u << 22, 7u << 23}, kModeMask = ~uint64_t{0};
+uint64_t get_mode() {
+  uint64_t mode;
+  __asm__ volatile("mrs %0, fpcr" : "=r"(mode));
+  return mode;
+}
+void set_mode(uint64_t mode) { __asm__ volatile("msr fpcr, %0" : : "r"(mode)); }
+#endif
+
 TEST(Bits, SameUnderTheCallersMode) {
-  const unsigned modes[] = {0x9fc0, 0x7f80, 0x3f80, 0xffc0};  // flush to zero, towards 0, down, all
   for (const RowTable *table : tables_here())
     for (const Case &c : various_cases(3, 1, 100)) {
       const State state = {table, nullptr, nullptr};
-      const Bits expected = bits_with(c, state);
-      for (const unsigned mode : modes) {
-        Arrays arrays = make_arrays(c, {});
-        const unsigned before = _mm_getcsr();
-        _mm_setcsr(mode);
+      const Arrays fresh = make_arrays(c, {});
+      const Bits expected = bits_with(c, state, fresh);
+      for (const uint64_t mode : kModes) {
+        Arrays arrays = fresh;
+        const uint64_t before = get_mode();
+        set_mode(mode);
+        if ((get_mode() & kModeMask) != (mode & kModeMask)) {
+          set_mode(before);
+          GTEST_SKIP() << "this machine, or what runs on its behalf, has no such modes";
+        }
         run(c, state, &arrays);
-        const unsigned after = _mm_getcsr();
-        _mm_setcsr(before);
-        // Flags may be raised by this test's own code between the two, never by the mode's bits.
-        ASSERT_EQ(after & ~0x3fu, mode & ~0x3fu);
+        const uint64_t after = get_mode();
+        set_mode(before);
+        ASSERT_EQ(after & kModeMask, mode & kModeMask);
         ASSERT_EQ(output_bits(c, &arrays), expected) << table->isa << " " << c;
       }
     }
 }
-#endif
+
+// Inputs made of integers, outputs as one number: what every processor and compiler must find.
+TEST(Bits, SameOnEveryMachine) {
+  for (const RowTable *table : tables_here()) {
+    uint64_t hash = 1469598103934665603u, next = 1;
+    const auto random = [&next] {
+      return (next = next * 6364136223846793005u + 1442695040888963407u) >> 33;
+    };
+    for (const rmsnorm_dtype_t dtype : kDtypes)
+      for (Case c : {forward_case(dtype, 70, 133), backward_case(dtype, 70, 133)}) {
+        c.tensors.erase("rstd");
+        Arrays arrays = make_arrays(c, {});
+        for (auto &[name, array] : arrays)
+          for (int64_t r = 0; r < (is_vector(name) ? 1 : c.rows); ++r)
+            for (int64_t col = 0; col < c.cols; ++col) {
+              const double fraction = static_cast<double>(random()) - 0x1p30;
+              reference::store(std::ldexp(fraction, -25 - static_cast<int>(random() % 16)),
+                               array.at(r, 0, col), dtype);
+            }
+        const Bits bits = bits_with(c, {table, nullptr, nullptr}, arrays);
+        for (const auto &[name, elements] : bits)
+          for (const uint64_t element : elements) hash = (hash ^ element) * 1099511628211u;
+      }
+    EXPECT_EQ(hash, 15794677843020488889u)
+        << table->isa;  // changes with the trees of the sums alone
+  }
+}
 
 // ---- Conversions --------------------------------------------------------------------------------
 
@@ -506,7 +563,8 @@ TEST(Conversion, EveryTieFromSingle) {
         double above = reference::load(&next, dtype);
         if (std::isinf(above)) above = std::exp2(dtype == kF16 ? 16 : 128);
         const float middle = static_cast<float>((below + above) / 2);
-        for (const float value : {middle, std::nextafterf(middle, 0), std::nextafterf(middle, HUGE_VALF)})
+        for (const float value :
+             {middle, std::nextafterf(middle, 0), std::nextafterf(middle, HUGE_VALF)})
           values.push_back(value), values.push_back(-value);
       }
       const std::vector<uint64_t> got = converted(*table, values, kF32, dtype);
@@ -520,32 +578,41 @@ TEST(Conversion, EveryTieFromSingle) {
 
 // ---- Errors against the reference ---------------------------------------------------------------
 
-// The largest error of a kind of result, in ulps of what the bound does not excuse.
-std::map<std::string, double> worst;
+// Of each kind of result: the largest error in ulps where the bound excuses nothing more, and the
+// largest share of its bound that an error takes.
+struct Worst {
+  double ulps = 0, share = 0;
+};
+std::map<std::string, Worst> worst;
 
 void expect_within(double got, const Exact &exact, double slack, rmsnorm_dtype_t dtype,
                    const std::string &what, const Case &c, double ulps = 0.501) {
   const double bound = dtype == kF64 ? 2 : ulps;
   const double error = reference::error_in_ulps(got, exact, dtype);
   const double unit = reference::ulp(exact, dtype);
-  const double excused = std::isfinite(slack) && slack > 0 ? slack / unit : 0;
+  const double excused = std::isfinite(slack / unit) && slack > 0 ? slack / unit : 0;
   ASSERT_TRUE(error <= bound + excused)
       << what << " " << got << ", exactly " << exact.high << " + " << exact.low << ": " << error
       << " ulp, excused " << excused << ", " << c;
-  if (excused < 1e-3) worst[what + " " + dtype_name(dtype)] = std::max(worst[what + " " + dtype_name(dtype)], error);
+  Worst &entry = worst[what + " " + dtype_name(dtype)];
+  if (excused < 1e-3) entry.ulps = std::max(entry.ulps, error);
+  entry.share = std::max(entry.share, error / (bound + excused));
 }
 
 // LLAMA: y of any rounding of `scaled` within its own bound.
-double llama_error(const ForwardProblem &problem, double got, const Exact &scaled, int64_t group, int64_t col) {
+double llama_error(const ForwardProblem &problem, double got, const Exact &scaled, int64_t group,
+                   int64_t col) {
   const double nearest = reference::round_to(scaled, problem.h_dtype);
   double least = kInf;
   const double ulp = reference::ulp(scaled, problem.h_dtype);
   for (const double t : {nearest, nearest + ulp, nearest - ulp}) {
-    if (!(reference::error_in_ulps(t, scaled, problem.h_dtype) <= (problem.h_dtype == kF64 ? 2 : 0.501)) &&
+    if (!(reference::error_in_ulps(t, scaled, problem.h_dtype) <=
+          (problem.h_dtype == kF64 ? 2 : 0.501)) &&
         t != nearest)
       continue;
-    least = std::min(least, reference::error_in_ulps(
-                                got, reference::llama_y(problem, t, group, col), problem.y.dtype));
+    least =
+        std::min(least, reference::error_in_ulps(got, reference::llama_y(problem, t, group, col),
+                                                 problem.y.dtype));
   }
   return least;
 }
@@ -569,9 +636,10 @@ void check_forward(const Case &c, const State &state) {
         const double y = arrays["y"].get(r, g, col);
         const double slack = problem.bias.present() ? row.product[i] * 0x1p-48 : 0;
         if (c.llama && std::isfinite(row.y[i].high) && !problem.bias.present())
-          ASSERT_LE(llama_error(problem, y, row.scaled[i], g, col), problem.y.dtype == kF64 ? 2 : 0.501) << c;
-        else if (!c.llama)
-          expect_within(y, row.y[i], slack, problem.y.dtype, "y", c);
+          ASSERT_LE(llama_error(problem, y, row.scaled[i], g, col),
+                    problem.y.dtype == kF64 ? 2 : 0.501)
+              << c;
+        else if (!c.llama) expect_within(y, row.y[i], slack, problem.y.dtype, "y", c);
       }
       if (testing::Test::HasFatalFailure()) return;
     }
@@ -607,7 +675,8 @@ void check_backward(const Case &c, const State &state) {
           if (c.dtype(name) == kF64) return;  // the sum needs three doubles
           sum.high += old, magnitude += std::fabs(old);
         }
-        expect_within(arrays[name].get(0, g, col), sum, magnitude * 0x1p-40, c.dtype(name), name, c);
+        expect_within(arrays[name].get(0, g, col), sum, magnitude * 0x1p-40, c.dtype(name), name,
+                      c);
       };
       check("dweight", exact.dweight[i], exact.dweight_magnitude[i]);
       check("dbias", exact.dbias[i], exact.dbias_magnitude[i]);
@@ -621,7 +690,9 @@ void check(const Case &c, const State &state) {
 }
 
 void print_worst() {
-  for (const auto &[what, error] : worst) std::printf("[   worst  ] %-14s %.6f ulp\n", what.c_str(), error);
+  for (const auto &[what, error] : worst)
+    std::printf("[   worst  ] %-14s %.6f ulp, %.3f of the bound\n", what.c_str(), error.ulps,
+                error.share);
   worst.clear();
 }
 
@@ -709,7 +780,8 @@ TEST(Abi, ForwardAndItsErrors) {
   ASSERT_EQ(rmsnorm_forward_workspace_size(context.get(), &params, &size), RMSNORM_SUCCESS);
   EXPECT_EQ(size, 0u);
   char name[RMSNORM_KERNEL_NAME_SIZE];
-  ASSERT_EQ(rmsnorm_forward_kernel_name(context.get(), &params, name, sizeof name), RMSNORM_SUCCESS);
+  ASSERT_EQ(rmsnorm_forward_kernel_name(context.get(), &params, name, sizeof name),
+            RMSNORM_SUCCESS);
   EXPECT_EQ(name, std::string("cpu_") + cpu::chosen_rows().isa + "_forward");
 
   std::fill(y.begin(), y.end(), 5.0f);
@@ -745,7 +817,8 @@ TEST(Workspace, GrowsWithRowsAndSaturates) {
       c.groups = 4, c.per_group = per_group;
       size_t before = 0;
       for (int64_t rows = 0; rows < 200000; rows += 1 + rows / 7) {
-        Arrays arrays = make_arrays(Case{0, c.groups, 1, 0, 0, false, false, per_group, 1, c.tensors}, {});
+        Arrays arrays =
+            make_arrays(Case{0, c.groups, 1, 0, 0, false, false, per_group, 1, c.tensors}, {});
         c.rows = rows;
         BackwardProblem problem = backward_problem(c, &arrays);
         const size_t size = cpu::backward_workspace_size(&kGeneric, problem);
@@ -754,7 +827,7 @@ TEST(Workspace, GrowsWithRowsAndSaturates) {
       }
     }
   BackwardProblem problem;
-  problem.rows = 64, problem.cols = int64_t{1} << 56;
+  problem.rows = 1, problem.cols = int64_t{1} << 61;
   problem.x.dtype = problem.dy.dtype = problem.dweight.dtype = kF32;
   EXPECT_EQ(cpu::backward_workspace_size(&kGeneric, problem), SIZE_MAX);
 }

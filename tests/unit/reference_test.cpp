@@ -1,6 +1,6 @@
-// The reference against arithmetic that shares nothing with it: binary128 (113 bits) for rows of every dtype, also at
-// the ends of fp64's range; bit patterns for the 16-bit formats, exhaustively; the rules for NaN, Inf and
-// zero rows by hand.
+// The reference against arithmetic that shares nothing with it: binary128 (113 bits) for rows of
+// every dtype, also at the ends of fp64's range; bit patterns for the 16-bit formats, exhaustively;
+// the rules for NaN, Inf and zero rows by hand.
 #include "reference/reference.h"
 
 #include <gtest/gtest.h>
@@ -31,7 +31,8 @@ constexpr rmsnorm_dtype_t kDtypes[] = {RMSNORM_DTYPE_F16, RMSNORM_DTYPE_BF16, RM
 Quad quad(const Exact &exact) { return static_cast<Quad>(exact.high) + exact.low; }
 Quad absolute(Quad value) { return value < 0 ? -value : value; }
 
-// 1 / sqrt(value) by Newton from a double; value within fp64's range after scaling by powers of four.
+// 1 / sqrt(value) by Newton from a double; value within fp64's range after scaling by powers of
+// four.
 Quad quad_rstd(Quad value) {
   Quad scale = 1;
   while (value > Quad(0x1p100)) value *= Quad(0x1p-200), scale *= Quad(0x1p-100);
@@ -41,7 +42,8 @@ Quad quad_rstd(Quad value) {
   return r * scale;
 }
 
-// |got - wanted| below 2^-95 of `size` (or half of the smallest subnormal, where fp64 ends); Inf beyond fp64.
+// |got - wanted| below 2^-95 of `size` (or half of the smallest subnormal, where fp64 ends); Inf
+// beyond fp64.
 void expect_close(const Exact &got, Quad wanted, Quad size, const char *what) {
   if (absolute(wanted) > Quad(std::numeric_limits<double>::max())) {
     EXPECT_EQ(got.high, wanted > 0 ? kInf : -kInf) << what;
@@ -49,8 +51,9 @@ void expect_close(const Exact &got, Quad wanted, Quad size, const char *what) {
   }
   const Quad error = absolute(quad(got) - wanted);
   const Quad allowed = absolute(size) * Quad(0x1p-95) + Quad(0x1p-1074) / 2;
-  EXPECT_TRUE(error <= allowed) << what << ": " << got.high << " error " << static_cast<double>(error)
-                                << " allowed " << static_cast<double>(allowed);
+  EXPECT_TRUE(error <= allowed) << what << ": " << got.high << " error "
+                                << static_cast<double>(error) << " allowed "
+                                << static_cast<double>(allowed);
 }
 
 // A dense tensor that owns its elements.
@@ -60,7 +63,8 @@ struct Array {
   int64_t cols = 0, groups = 1;
 
   Array() = default;
-  Array(const std::vector<double> &values, int64_t width, rmsnorm_dtype_t type, int64_t group_count = 1)
+  Array(const std::vector<double> &values, int64_t width, rmsnorm_dtype_t type,
+        int64_t group_count = 1)
       : memory(values.size() + 1), dtype(type), cols(width), groups(group_count) {
     for (size_t i = 0; i < values.size(); ++i)
       reference::store(values[i], data() + i * static_cast<size_t>(element_size(type)), type);
@@ -77,8 +81,11 @@ class Random {
   double normal(double scale) { return std::normal_distribution<double>(0, 1)(engine_) * scale; }
   // Any finite value of the dtype, every exponent alike.
   double any(rmsnorm_dtype_t dtype) {
-    const double largest = dtype == RMSNORM_DTYPE_F16 ? 15 : dtype == RMSNORM_DTYPE_F64 ? 1020 : 127;
-    const double exponent = std::uniform_real_distribution<double>(-largest, largest - 0.01)(engine_);
+    const double largest = dtype == RMSNORM_DTYPE_F16   ? 15
+                           : dtype == RMSNORM_DTYPE_F64 ? 1020
+                                                        : 127;
+    const double exponent =
+        std::uniform_real_distribution<double>(-largest, largest - 0.01)(engine_);
     return (engine_() % 2 != 0 ? -1 : 1) * std::exp2(exponent);
   }
   std::vector<double> row(size_t count, double scale, rmsnorm_dtype_t dtype, bool extreme) {
@@ -130,8 +137,8 @@ TEST(Conversion, EveryHalfAndBfloat) {
   }
 }
 
-// Between each two neighbours: the tie goes to the even one, everything else to the nearer one; the low
-// part alone decides where high lies at the tie.
+// Between each two neighbours: the tie goes to the even one, everything else to the nearer one; the
+// low part alone decides where high lies at the tie.
 TEST(Conversion, EveryTieOfTheShortFormats) {
   for (const rmsnorm_dtype_t dtype : {RMSNORM_DTYPE_F16, RMSNORM_DTYPE_BF16}) {
     const uint16_t infinity = dtype == RMSNORM_DTYPE_F16 ? 0x7c00 : 0x7f80;
@@ -139,14 +146,16 @@ TEST(Conversion, EveryTieOfTheShortFormats) {
       const uint16_t next = static_cast<uint16_t>(bits + 1);
       const double below = reference::load(&bits, dtype);
       double above = reference::load(&next, dtype);
-      const double past = std::isinf(above) ? std::exp2(dtype == RMSNORM_DTYPE_F16 ? 16 : 128) : above;
+      const double past =
+          std::isinf(above) ? std::exp2(dtype == RMSNORM_DTYPE_F16 ? 16 : 128) : above;
       const double middle = (below + past) / 2, tiny = middle * 0x1p-60;
       const double even = bits % 2 == 0 ? below : above;
       for (const double sign : {1.0, -1.0}) {
         ASSERT_EQ(reference::round_to({sign * middle, 0}, dtype), sign * even) << bits;
         ASSERT_EQ(reference::round_to({sign * middle, sign * tiny}, dtype), sign * above) << bits;
         ASSERT_EQ(reference::round_to({sign * middle, -sign * tiny}, dtype), sign * below) << bits;
-        ASSERT_EQ(reference::round_to({sign * std::nextafter(middle, kInf), 0}, dtype), sign * above);
+        ASSERT_EQ(reference::round_to({sign * std::nextafter(middle, kInf), 0}, dtype),
+                  sign * above);
         ASSERT_EQ(reference::round_to({sign * std::nextafter(middle, 0), 0}, dtype), sign * below);
       }
     }
@@ -162,7 +171,8 @@ TEST(Conversion, SingleAsTheHardwareRounds) {
     double value;
     std::memcpy(&value, &bits, sizeof value);
     if (std::isnan(value)) continue;
-    ASSERT_EQ(reference::round_to({value, 0}, RMSNORM_DTYPE_F32), static_cast<float>(value)) << value;
+    ASSERT_EQ(reference::round_to({value, 0}, RMSNORM_DTYPE_F32), static_cast<float>(value))
+        << value;
     float stored;
     reference::store(value, &stored, RMSNORM_DTYPE_F32);
     ASSERT_EQ(stored, static_cast<float>(value));
@@ -207,8 +217,8 @@ TEST(Ulp, ErrorsAreCountedInIt) {
 
 // ---- Rows against binary128 ---------------------------------------------------------------------
 
-void check_forward(Random *random, rmsnorm_dtype_t dtype, bool extreme, bool with_residual, double eps,
-                   double offset) {
+void check_forward(Random *random, rmsnorm_dtype_t dtype, bool extreme, bool with_residual,
+                   double eps, double offset) {
   const int64_t cols = 1 + static_cast<int64_t>(std::fabs(random->normal(40)));
   const size_t count = static_cast<size_t>(cols);
   Array x(random->row(count, 3, dtype, extreme), cols, dtype);
@@ -229,8 +239,7 @@ void check_forward(Random *random, rmsnorm_dtype_t dtype, bool extreme, bool wit
       ASSERT_EQ(h, static_cast<double>(x.at(c)) + static_cast<double>(residual.at(c)));
     else if (with_residual)
       ASSERT_LE(absolute(h - (x.at(c) + residual.at(c))) * 2, reference::ulp({h, 0}, dtype));
-    else
-      ASSERT_EQ(h, static_cast<double>(x.at(c)));
+    else ASSERT_EQ(h, static_cast<double>(x.at(c)));
     sum += static_cast<Quad>(h) * h;
   }
   const Quad rstd = quad_rstd(sum / cols + eps);
@@ -248,14 +257,16 @@ TEST(Forward, MatchesBinary128) {
   Random random(2);
   for (int i = 0; i < 400; ++i)
     for (const rmsnorm_dtype_t dtype : kDtypes)
-      check_forward(&random, dtype, i % 2 != 0, i % 3 == 0, i % 5 == 0 ? 0 : 1e-6, i % 4 == 0 ? 1 : 0);
+      check_forward(&random, dtype, i % 2 != 0, i % 3 == 0, i % 5 == 0 ? 0 : 1e-6,
+                    i % 4 == 0 ? 1 : 0);
 }
 
 TEST(Forward, ExtremeFp64Rows) {
   const rmsnorm_dtype_t f64 = RMSNORM_DTYPE_F64;
   const double huge = std::numeric_limits<double>::max(), tiny = 5e-324;
-  const std::vector<double> rows[] = {{huge, huge, huge},  {tiny, tiny, 0},    {tiny, huge, 1},
-                                      {1e-200, 0, 1e-170}, {0, 0, tiny},       {1e160, 1e-160, -1e150},
+  const std::vector<double> rows[] = {{huge, huge, huge},     {tiny, tiny, 0},
+                                      {tiny, huge, 1},        {1e-200, 0, 1e-170},
+                                      {0, 0, tiny},           {1e160, 1e-160, -1e150},
                                       {tiny, 1e-310, -1e-315}};
   for (const std::vector<double> &row : rows) {
     for (const double eps : {0.0, tiny, 1e-6, huge}) {
@@ -277,15 +288,19 @@ TEST(Forward, ExtremeFp64Rows) {
   }
 }
 
-void check_backward(Random *random, rmsnorm_dtype_t dtype, bool extreme, bool give_rstd, bool per_group) {
-  const int64_t rows = 3, groups = 2, cols = 1 + static_cast<int64_t>(std::fabs(random->normal(20)));
+void check_backward(Random *random, rmsnorm_dtype_t dtype, bool extreme, bool give_rstd,
+                    bool per_group) {
+  const int64_t rows = 3, groups = 2,
+                cols = 1 + static_cast<int64_t>(std::fabs(random->normal(20)));
   const size_t count = static_cast<size_t>(rows * groups * cols);
-  // The extremes of fp64 would leave its range in products of five: keep to what the test can represent.
+  // The extremes of fp64 would leave its range in products of five: keep to what the test can
+  // represent.
   const rmsnorm_dtype_t range = dtype == RMSNORM_DTYPE_F64 ? RMSNORM_DTYPE_F32 : dtype;
   Array dy(random->row(count, 1, range, extreme), cols, dtype, groups);
   Array x(random->row(count, 3, range, extreme), cols, dtype, groups);
   Array arriving(random->row(count, 1, range, extreme), cols, dtype, groups);
-  Array weight(random->row(static_cast<size_t>(groups * cols), 1, range, extreme), cols, dtype, groups);
+  Array weight(random->row(static_cast<size_t>(groups * cols), 1, range, extreme), cols, dtype,
+               groups);
   const rmsnorm_dtype_t rstd_dtype = dtype == RMSNORM_DTYPE_F64 ? dtype : RMSNORM_DTYPE_F32;
   Array rstd({0.5, 3, 1e-30, 7, 1e9, 1}, 1, rstd_dtype, groups);
   BackwardProblem problem;
@@ -313,12 +328,14 @@ void check_backward(Random *random, rmsnorm_dtype_t dtype, bool extreme, bool gi
         dbias[i] += dy.at(start + c);
       }
       for (int64_t c = 0; c < cols; ++c) {
-        const Quad xhat = x.at(start + c) * k, wdy = (weight.at(g * cols + c) + 1) * dy.at(start + c);
+        const Quad xhat = x.at(start + c) * k,
+                   wdy = (weight.at(g * cols + c) + 1) * dy.at(start + c);
         const Quad dx = k * (wdy - xhat * sum / cols) + arriving.at(start + c);
         const Quad dx_size = absolute(k) * (absolute(wdy) + absolute(xhat) * absolute_sum / cols) +
                              absolute(arriving.at(start + c));
         expect_close(got.dx[static_cast<size_t>(c)], dx, dx_size, "dx");
-        expect_close({got.magnitude[static_cast<size_t>(c)], 0}, dx_size, dx_size * Quad(0x1p43), "|dx|");
+        expect_close({got.magnitude[static_cast<size_t>(c)], 0}, dx_size, dx_size * Quad(0x1p43),
+                     "|dx|");
       }
     }
   }
@@ -352,7 +369,8 @@ reference::ForwardRow forward(Array *x, Array *weight, double eps, bool llama = 
 
 TEST(Rules, NanInfAndZeroRows) {
   for (const rmsnorm_dtype_t dtype : kDtypes) {
-    Array with_nan({1, kNan, 2}, 3, dtype), with_inf({-1, kInf, 2}, 3, dtype), zero({0, -0.0, 0}, 3, dtype);
+    Array with_nan({1, kNan, 2}, 3, dtype), with_inf({-1, kInf, 2}, 3, dtype),
+        zero({0, -0.0, 0}, 3, dtype);
     Array weight({2, 3, -4}, 3, dtype);
     for (const Exact &y : forward(&with_nan, &weight, 1e-6).y) EXPECT_TRUE(std::isnan(y.high));
     const reference::ForwardRow inf = forward(&with_inf, &weight, 1e-6);
@@ -382,11 +400,11 @@ TEST(Rules, LlamaRoundsTwice) {
   }
 }
 
-// x + residual lies at a tie of bf16; rounding it in two steps by way of fp32 would be the same, in one step
-// to bf16 from 24 bits and more is what is asked.
+// x + residual lies at a tie of bf16; rounding it in two steps by way of fp32 would be the same, in
+// one step to bf16 from 24 bits and more is what is asked.
 TEST(Rules, SumIsRoundedOnceToItsDtype) {
-  Array x({1, 1, 1}, 3, RMSNORM_DTYPE_F32), residual({0x1p-8, 0x1p-8 + 0x1p-31, 3 * 0x1p-8}, 3,
-                                                     RMSNORM_DTYPE_F32);
+  Array x({1, 1, 1}, 3, RMSNORM_DTYPE_F32),
+      residual({0x1p-8, 0x1p-8 + 0x1p-31, 3 * 0x1p-8}, 3, RMSNORM_DTYPE_F32);
   ForwardProblem problem;
   problem.rows = 1, problem.cols = 3, problem.h_dtype = RMSNORM_DTYPE_BF16;
   problem.x = x.view(), problem.residual = residual.view();

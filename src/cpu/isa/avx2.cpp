@@ -74,16 +74,17 @@ inline __m256i narrow_to_bfloat(const Half &half) {
   const __m256 value = narrow(half);
   const __m256i bits = _mm256_castps_si256(value), high = _mm256_srli_epi32(bits, 16);
   const __m256i odd = _mm256_and_si256(high, _mm256_set1_epi32(1));
-  const __m256i rounded = _mm256_srli_epi32(
-      _mm256_add_epi32(_mm256_add_epi32(bits, _mm256_set1_epi32(0x7fff)), odd), 16);
+  const __m256i rounded =
+      _mm256_srli_epi32(_mm256_add_epi32(_mm256_add_epi32(bits, _mm256_set1_epi32(0x7fff)), odd),
+                        16);
   const __m256i quiet_nan = _mm256_or_si256(high, _mm256_set1_epi32(0x40));
   const __m256 is_nan = _mm256_cmp_ps(value, value, _CMP_UNORD_Q);
   return _mm256_blendv_epi8(rounded, quiet_nan, _mm256_castps_si256(is_nan));
 }
 
 inline void store_bf16(const Block &block, char *data) {
-  const __m256i packed = _mm256_packus_epi32(narrow_to_bfloat(block.low),
-                                             narrow_to_bfloat(block.high));
+  const __m256i packed =
+      _mm256_packus_epi32(narrow_to_bfloat(block.low), narrow_to_bfloat(block.high));
   _mm256_storeu_si256(reinterpret_cast<__m256i *>(data), _mm256_permute4x64_epi64(packed, 0xd8));
 }
 

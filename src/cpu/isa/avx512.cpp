@@ -1,4 +1,5 @@
-// x86-64 with AVX-512 F, BW, DQ and VL: eight doubles a vector. Not the bf16 instructions: they flush subnormals.
+// x86-64 with AVX-512 F, BW, DQ and VL: eight doubles a vector. Not the bf16 instructions: they
+// flush subnormals.
 #include <cstddef>
 #include <cstdint>
 
@@ -42,10 +43,8 @@ inline Block load_f16(const char *data) {
 
 inline void store_f16(const Block &block, char *data) {
   __m128i *to = reinterpret_cast<__m128i *>(data);
-  _mm_storeu_si128(to,
-                   _mm256_cvtps_ph(narrow(block.low), _MM_FROUND_TO_NEAREST_INT));
-  _mm_storeu_si128(to + 1,
-                   _mm256_cvtps_ph(narrow(block.high), _MM_FROUND_TO_NEAREST_INT));
+  _mm_storeu_si128(to, _mm256_cvtps_ph(narrow(block.low), _MM_FROUND_TO_NEAREST_INT));
+  _mm_storeu_si128(to + 1, _mm256_cvtps_ph(narrow(block.high), _MM_FROUND_TO_NEAREST_INT));
 }
 
 inline Vec widen_bfloat(__m128i bfloat) {
@@ -62,8 +61,9 @@ inline __m128i narrow_to_bfloat(const Vec &vec) {
   const __m256 value = narrow(vec);
   const __m256i bits = _mm256_castps_si256(value), high = _mm256_srli_epi32(bits, 16);
   const __m256i odd = _mm256_and_si256(high, _mm256_set1_epi32(1));
-  const __m256i rounded = _mm256_srli_epi32(
-      _mm256_add_epi32(_mm256_add_epi32(bits, _mm256_set1_epi32(0x7fff)), odd), 16);
+  const __m256i rounded =
+      _mm256_srli_epi32(_mm256_add_epi32(_mm256_add_epi32(bits, _mm256_set1_epi32(0x7fff)), odd),
+                        16);
   const __m256i quiet_nan = _mm256_or_si256(high, _mm256_set1_epi32(0x40));
   const __mmask8 is_nan = _mm256_cmp_ps_mask(value, value, _CMP_UNORD_Q);
   return _mm256_cvtepi32_epi16(_mm256_mask_blend_epi32(is_nan, rounded, quiet_nan));

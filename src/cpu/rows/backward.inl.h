@@ -1,16 +1,17 @@
-// Backward for fp32, fp16 and bf16, in fp64 throughout (the largest number on the way is near 2^950, the smallest
-// that matters near 2^-1000). Two passes over a row while it is in cache: sum w * dy * x (and x^2, if rstd has to
-// be computed); then write dx and add the row's terms to the gradient sums. Within a block everything is read
-// before dx is written: dx may be dy, x or dresidual_out. Included inside the isa file's namespace.
+// Backward for fp32, fp16 and bf16, in fp64 throughout (the largest number on the way is near
+// 2^950, the smallest that matters near 2^-1000). Two passes over a row while it is in cache: sum w
+// * dy * x (and x^2, if rstd has to be computed); then write dx and add the row's terms to the
+// gradient sums. Within a block everything is read before dx is written: dx may be dy, x or
+// dresidual_out. Included inside the isa file's namespace.
 
 struct BackwardRow {
   Elements dy, x, weight, dresidual_out, dx, dresidual;
 };
 
 inline BackwardRow backward_elements(const BackwardProblem &problem, int64_t row, int64_t group) {
-  return {elements(problem.dy, row, group),     elements(problem.x, row, group),
-          elements(problem.weight, 0, group),   elements(problem.dresidual_out, row, group),
-          elements(problem.dx, row, group),     elements(problem.dresidual, row, group)};
+  return {elements(problem.dy, row, group),   elements(problem.x, row, group),
+          elements(problem.weight, 0, group), elements(problem.dresidual_out, row, group),
+          elements(problem.dx, row, group),   elements(problem.dresidual, row, group)};
 }
 
 // The rstd that was handed in, if it is one.
@@ -33,7 +34,7 @@ void backward_row(const BackwardProblem &problem, const GradientSums &sums, int6
   const bool given = given_rstd(elements(problem.rstd, index_row, group), &rstd);
   const Block offset = broadcast(problem.weight_offset), no_weight = broadcast(1);
   const auto weighted_dy = [&](const Block &dy, int64_t col, int64_t count)
-                               __attribute__((always_inline)) {
+      __attribute__((always_inline)) {
     const Block weight = row.weight.present() ? load<kDtype>(row.weight, col, count) : no_weight;
     return (weight + offset) * dy;
   };
@@ -41,32 +42,36 @@ void backward_row(const BackwardProblem &problem, const GradientSums &sums, int6
 
   Block squares = broadcast(0), products = broadcast(0);  // x^2 and w * dy * x
   if (!given || writes_dx) {
-    each_run(problem.cols, [&](int64_t begin, int64_t end) __attribute__((always_inline)) {
-      Block square_sum = broadcast(0), product_sum = broadcast(0);
-      each_block(begin, end, [&](int64_t col, int64_t count) __attribute__((always_inline)) {
-        const Block x = load<kDtype>(row.x, col, count);
-        if (!given) square_sum = square_sum + x * x;
-        if (writes_dx)
-          product_sum = product_sum + weighted_dy(load<kDtype>(row.dy, col, count), col, count) * x;
-      });
-      squares = squares + square_sum;
-      products = products + product_sum;
-    });
+    each_run(
+        problem.cols, [&](int64_t begin, int64_t end) __attribute__((always_inline)) {
+          Block square_sum = broadcast(0), product_sum = broadcast(0);
+          each_block(
+              begin, end, [&](int64_t col, int64_t count) __attribute__((always_inline)) {
+                const Block x = load<kDtype>(row.x, col, count);
+                if (!given) square_sum = square_sum + x * x;
+                if (writes_dx)
+                  product_sum =
+                      product_sum + weighted_dy(load<kDtype>(row.dy, col, count), col, count) * x;
+              });
+          squares = squares + square_sum;
+          products = products + product_sum;
+        });
   }
   if (!given) rstd = rstd_of(squares, problem.cols, problem.eps);
   const Block scale = broadcast(rstd);
   const Block mean = broadcast(sum_lanes(products) * rstd / static_cast<double>(problem.cols));
 
-  each_block(0, problem.cols, [&](int64_t col, int64_t count) __attribute__((always_inline)) {
-    const Block dy = load<kDtype>(row.dy, col, count);
-    const Block xhat = load<kDtype>(row.x, col, count) * scale;
-    if (dweight != nullptr)
-      store_doubles(load_doubles(dweight + col) + dy * xhat, dweight + col);
-    if (dbias != nullptr) store_doubles(load_doubles(dbias + col) + dy, dbias + col);
-    if (!writes_dx) return;
-    Block dx = scale * (weighted_dy(dy, col, count) - xhat * mean);
-    if (row.dresidual_out.present()) dx = dx + load<kDtype>(row.dresidual_out, col, count);
-    if (row.dx.present()) store<kDtype>(dx, row.dx, col, count);
-    if (row.dresidual.present()) store<kDtype>(dx, row.dresidual, col, count);
-  });
+  each_block(
+      0, problem.cols, [&](int64_t col, int64_t count) __attribute__((always_inline)) {
+        const Block dy = load<kDtype>(row.dy, col, count);
+        const Block xhat = load<kDtype>(row.x, col, count) * scale;
+        if (dweight != nullptr)
+          store_doubles(load_doubles(dweight + col) + dy * xhat, dweight + col);
+        if (dbias != nullptr) store_doubles(load_doubles(dbias + col) + dy, dbias + col);
+        if (!writes_dx) return;
+        Block dx = scale * (weighted_dy(dy, col, count) - xhat * mean);
+        if (row.dresidual_out.present()) dx = dx + load<kDtype>(row.dresidual_out, col, count);
+        if (row.dx.present()) store<kDtype>(dx, row.dx, col, count);
+        if (row.dresidual.present()) store<kDtype>(dx, row.dresidual, col, count);
+      });
 }

@@ -1,10 +1,11 @@
-// Sixteen columns of doubles as vectors of the instruction set, and what every algorithm needs of them. An isa
-// file first defines Native, a vector of doubles; includes this; names its Block (Two<Vec>, Two<Two<Vec>>, ...)
-// and defines the loads and stores of 16 elements of each dtype; and includes rows.inl.h. All inside its
-// namespace. Named members, not an array: gcc keeps these in registers.
+// Sixteen columns of doubles as vectors of the instruction set, and what every algorithm needs of
+// them. An isa file first defines Native, a vector of doubles; includes this; names its Block
+// (Two<Vec>, Two<Two<Vec>>, ...) and defines the loads and stores of 16 elements of each dtype; and
+// includes rows.inl.h. All inside its namespace. Named members, not an array: gcc keeps these in
+// registers.
 //
-// Column c of a row belongs to lane c % 16 of its sums on every instruction set, whatever the width of the vectors:
-// that makes the bits equal everywhere.
+// Column c of a row belongs to lane c % 16 of its sums on every instruction set, whatever the width
+// of the vectors: that makes the bits equal everywhere.
 
 struct Vec {
   Native native;

@@ -1,6 +1,7 @@
-// Loads and stores of 16 elements for instruction sets without conversions of their own: plain integer
-// arithmetic on bit patterns, rounding to nearest even as the hardware elsewhere does, subnormal numbers and
-// overflow included. Not inlined: they are long. Included inside the isa file's namespace.
+// Loads and stores of 16 elements for instruction sets without conversions of their own: plain
+// integer arithmetic on bit patterns, rounding to nearest even as the hardware elsewhere does,
+// subnormal numbers and overflow included. Not inlined: they are long. Included inside the isa
+// file's namespace.
 
 typedef float FloatPair __attribute__((vector_size(8)));
 
@@ -18,7 +19,8 @@ inline float float_of(uint32_t bits) {
 
 inline float half_to_float(uint16_t half) {
   const uint32_t magnitude = half & 0x7fffu;
-  // The fraction and exponent moved into place; the product moves the exponent's bias, also of subnormals.
+  // The fraction and exponent moved into place; the product moves the exponent's bias, also of
+  // subnormals.
   const uint32_t finite = bits_of(float_of(magnitude << 13) * 0x1p112f);
   const uint32_t special = (magnitude << 13) | 0x7f800000u;
   return float_of((magnitude >= 0x7c00u ? special : finite) | (half & 0x8000u) << 16);
@@ -26,13 +28,13 @@ inline float half_to_float(uint16_t half) {
 
 inline uint16_t float_to_half(float value) {
   const uint32_t bits = bits_of(value), magnitude = bits & 0x7fffffffu;
-  // Normal: subtract the difference of the biases, add just under half of the last place (or half, if that is
-  // odd) and cut; a carry into the exponent is right, at the top it gives Inf.
+  // Normal: subtract the difference of the biases, add just under half of the last place (or half,
+  // if that is odd) and cut; a carry into the exponent is right, at the top it gives Inf.
   const uint32_t normal = (magnitude - (112u << 23) + 0xfffu + (magnitude >> 13 & 1u)) >> 13;
   // Subnormal: at 0.5 a float's last place is a half's smallest number, and the addition rounds.
   const uint32_t subnormal = bits_of(float_of(magnitude) + 0.5f) - bits_of(0.5f);
   const uint32_t special = magnitude > 0x7f800000u ? 0x7e00u : 0x7c00u;
-  const uint32_t half = magnitude >= 0x47800000u   ? special  // 2^16
+  const uint32_t half = magnitude >= 0x47800000u  ? special    // 2^16
                         : magnitude < 0x38800000u ? subnormal  // 2^-14
                                                   : normal;
   return static_cast<uint16_t>(half | (bits >> 16 & 0x8000u));
@@ -75,7 +77,9 @@ inline void store_floats(const Block &block, float *to) {
   store_quarter(block.high.high, to + 12);
 }
 
-inline Block load_f32(const char *data) { return load_floats(reinterpret_cast<const float *>(data)); }
+inline Block load_f32(const char *data) {
+  return load_floats(reinterpret_cast<const float *>(data));
+}
 
 inline void store_f32(const Block &block, char *data) {
   store_floats(block, reinterpret_cast<float *>(data));

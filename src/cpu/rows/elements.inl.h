@@ -1,6 +1,6 @@
-// One row of one tensor: 16 elements at a time into doubles and back, by the dtype at run time. The end of a row
-// goes through a buffer of 16 elements filled up with zeros, so that it takes the same code as the rest: a zero
-// changes no sum. Included inside the isa file's namespace.
+// One row of one tensor: 16 elements at a time into doubles and back, by the dtype at run time. The
+// end of a row goes through a buffer of 16 elements filled up with zeros, so that it takes the same
+// code as the rest: a zero changes no sum. Included inside the isa file's namespace.
 
 [[gnu::always_inline]] inline Block broadcast(double value) {
   Block block;
@@ -37,8 +37,9 @@ inline Elements elements(const View &view, int64_t row, int64_t group) {
           view.dtype, shift};
 }
 
-// Loads and stores have their dtype as a template argument, or kAny: the one that the row has at run time. So
-// every algorithm is compiled for rows of one dtype throughout, and once for any mix of them.
+// Loads and stores have their dtype as a template argument, or kAny: the one that the row has at
+// run time. So every algorithm is compiled for rows of one dtype throughout, and once for any mix
+// of them.
 constexpr rmsnorm_dtype_t kAny = RMSNORM_DTYPE_NONE;
 
 template <rmsnorm_dtype_t kDtype>
@@ -109,8 +110,8 @@ template <class Body>
   if (col < end) body(col, end - col);
 }
 
-// Sums over the columns of a row add up at most this many before they go into a second level, so that their
-// error stays below 2^-40 of the sum of magnitudes in a row of any length.
+// Sums over the columns of a row add up at most this many before they go into a second level, so
+// that their error stays below 2^-40 of the sum of magnitudes in a row of any length.
 constexpr int64_t kSumCols = 16384;
 
 template <class Body>
@@ -127,5 +128,6 @@ inline double rstd_of(const Block &squares, int64_t cols, double eps) {
 template <class Sum>
 Sum *sums_of(char *sums, const BackwardProblem &problem, int64_t group) {
   if (sums == nullptr) return nullptr;
-  return reinterpret_cast<Sum *>(sums) + (problem.per_group ? group * padded_cols(problem.cols) : 0);
+  return reinterpret_cast<Sum *>(sums) +
+         (problem.per_group ? group * padded_cols(problem.cols) : 0);
 }

@@ -1,14 +1,14 @@
-// Forward for fp32, fp16 and bf16: everything in fp64, where no square, sum or product of such numbers leaves the
-// range (the largest y before rounding is near 2^300, the smallest nonzero square 2^-298). Two passes over a
-// row while it is in cache: read, add the residual, sum the squares; then read again, scale and write.
-// Included inside the isa file's namespace.
+// Forward for fp32, fp16 and bf16: everything in fp64, where no square, sum or product of such
+// numbers leaves the range (the largest y before rounding is near 2^300, the smallest nonzero
+// square 2^-298). Two passes over a row while it is in cache: read, add the residual, sum the
+// squares; then read again, scale and write. Included inside the isa file's namespace.
 
 struct ForwardRow {
   Elements x, residual, weight, bias, y, residual_out;
 };
 
-// x + residual as floats rounded to odd (the exact sum cut, its last bit set if anything was cut): rounding
-// these to 16 bits is rounding the exact sum once.
+// x + residual as floats rounded to odd (the exact sum cut, its last bit set if anything was cut):
+// rounding these to 16 bits is rounding the exact sum once.
 [[gnu::noinline]] inline Block add_to_odd(const Block &x, const Block &residual) {
   double a[kLanes], b[kLanes];
   store_doubles(x, a);
@@ -30,11 +30,12 @@ struct ForwardRow {
   return load_doubles(a);
 }
 
-// x; or with kAdds, x + residual rounded to h's dtype. Once: with x and residual of that dtype, or an fp32 h, the
-// way through fp64 and fp32 changes nothing (a sum of two p-bit numbers, rounded to 2p + 2 bits on the way).
+// x; or with kAdds, x + residual rounded to h's dtype. Once: with x and residual of that dtype, or
+// an fp32 h, the way through fp64 and fp32 changes nothing (a sum of two p-bit numbers, rounded to
+// 2p + 2 bits on the way).
 template <rmsnorm_dtype_t kDtype, bool kAdds>
-[[gnu::always_inline]] inline Block load_h(const ForwardRow &row, rmsnorm_dtype_t h_dtype, int64_t col,
-                                           int64_t count) {
+[[gnu::always_inline]] inline Block load_h(const ForwardRow &row, rmsnorm_dtype_t h_dtype,
+                                           int64_t col, int64_t count) {
   if constexpr (!kAdds) return load<kDtype>(row.x, col, count);
   const Block x = load<kDtype>(row.x, col, count);
   const Block residual = load<kDtype>(row.residual, col, count);
@@ -48,15 +49,18 @@ template <rmsnorm_dtype_t kDtype, bool kAdds>
 double forward_rstd(const ForwardProblem &problem, const ForwardRow row) {
   const rmsnorm_dtype_t h_dtype = problem.h_dtype;
   Block squares = broadcast(0);
-  each_run(problem.cols, [&](int64_t begin, int64_t end) __attribute__((always_inline)) {
-    Block sum = broadcast(0);
-    each_block(begin, end, [&](int64_t col, int64_t count) __attribute__((always_inline)) {
-      const Block h = load_h<kDtype, kAdds>(row, h_dtype, col, count);
-      if (kAdds && row.residual_out.present()) store<kDtype>(h, row.residual_out, col, count);
-      sum = sum + h * h;
-    });
-    squares = squares + sum;
-  });
+  each_run(
+      problem.cols, [&](int64_t begin, int64_t end) __attribute__((always_inline)) {
+        Block sum = broadcast(0);
+        each_block(
+            begin, end, [&](int64_t col, int64_t count) __attribute__((always_inline)) {
+              const Block h = load_h<kDtype, kAdds>(row, h_dtype, col, count);
+              if (kAdds && row.residual_out.present())
+                store<kDtype>(h, row.residual_out, col, count);
+              sum = sum + h * h;
+            });
+        squares = squares + sum;
+      });
   return rstd_of(squares, problem.cols, problem.eps);
 }
 
@@ -66,14 +70,15 @@ void write_y(const ForwardProblem &problem, const ForwardRow row, double rstd) {
   const bool llama = problem.llama;
   const Block scale = broadcast(rstd), offset = broadcast(problem.weight_offset);
   const Block no_weight = broadcast(1) + offset;
-  each_block(0, problem.cols, [&](int64_t col, int64_t count) __attribute__((always_inline)) {
-    Block y = load_h<kDtype, kAdds>(row, h_dtype, col, count) * scale;
-    if (llama) y = round_to<kDtype>(y, h_dtype);
-    if (row.weight.present()) y = y * (load<kDtype>(row.weight, col, count) + offset);
-    else y = y * no_weight;
-    if (row.bias.present()) y = y + load<kDtype>(row.bias, col, count);
-    store<kDtype>(y, row.y, col, count);
-  });
+  each_block(
+      0, problem.cols, [&](int64_t col, int64_t count) __attribute__((always_inline)) {
+        Block y = load_h<kDtype, kAdds>(row, h_dtype, col, count) * scale;
+        if (llama) y = round_to<kDtype>(y, h_dtype);
+        if (row.weight.present()) y = y * (load<kDtype>(row.weight, col, count) + offset);
+        else y = y * no_weight;
+        if (row.bias.present()) y = y + load<kDtype>(row.bias, col, count);
+        store<kDtype>(y, row.y, col, count);
+      });
 }
 
 template <rmsnorm_dtype_t kDtype>
@@ -85,8 +90,8 @@ void forward_row(const ForwardProblem &problem, int64_t index_row, int64_t group
                     elements(problem.y, index_row, group),
                     elements(problem.residual_out, index_row, group)};
   const bool adds = row.residual.present();
-  const double rstd = adds ? forward_rstd<kDtype, true>(problem, row)
-                           : forward_rstd<kDtype, false>(problem, row);
+  const double rstd =
+      adds ? forward_rstd<kDtype, true>(problem, row) : forward_rstd<kDtype, false>(problem, row);
   if (problem.rstd.present()) {
     const float rounded = static_cast<float>(rstd);
     __builtin_memcpy(elements(problem.rstd, index_row, group).data, &rounded, sizeof rounded);

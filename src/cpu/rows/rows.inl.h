@@ -1,5 +1,6 @@
-// The functions of an instruction set's table: loops over rows, and the end of the gradient sums. The isa file has
-// defined Vec, the loads and the stores; this pulls in the rest of the algorithms. Included inside its namespace.
+// The functions of an instruction set's table: loops over rows, and the end of the gradient sums.
+// The isa file has defined Vec, the loads and the stores; this pulls in the rest of the algorithms.
+// Included inside its namespace.
 
 #include "cpu/rows/elements.inl.h"
 #include "cpu/rows/wide.inl.h"
@@ -47,13 +48,16 @@ void forward(const ForwardProblem &problem, int64_t begin, int64_t end) {
   }
 }
 
-void backward(const BackwardProblem &problem, int64_t begin, int64_t end, const GradientSums &sums) {
-  const auto rows = [&](void (*one)(const BackwardProblem &, const GradientSums &, int64_t, int64_t)) {
-    each_row(begin, end, problem.groups,
-             [&](int64_t row, int64_t group) { one(problem, sums, row, group); });
-  };
-  const View *const views[] = {&problem.dy, &problem.x,        &problem.weight, &problem.dresidual_out,
-                               &problem.dx, &problem.dresidual};
+void backward(const BackwardProblem &problem, int64_t begin, int64_t end,
+              const GradientSums &sums) {
+  const auto rows =
+      [&](void (*one)(const BackwardProblem &, const GradientSums &, int64_t, int64_t)) {
+        each_row(begin, end, problem.groups,
+                 [&](int64_t row, int64_t group) { one(problem, sums, row, group); });
+      };
+  const View *const views[] = {&problem.dy,     &problem.x,
+                               &problem.weight, &problem.dresidual_out,
+                               &problem.dx,     &problem.dresidual};
   switch (common_dtype(views)) {
     case RMSNORM_DTYPE_F64: return rows(backward_row_f64);
     case RMSNORM_DTYPE_F32: return rows(backward_row<RMSNORM_DTYPE_F32>);
@@ -74,8 +78,7 @@ void fold_sums(int64_t count, Sum *sums, Sum *total) {
 void fold(rmsnorm_dtype_t dtype, int64_t count, char *sums, char *total) {
   if (dtype == RMSNORM_DTYPE_F64)
     fold_sums(count, reinterpret_cast<Wide *>(sums), reinterpret_cast<Wide *>(total));
-  else
-    fold_sums(count, reinterpret_cast<double *>(sums), reinterpret_cast<double *>(total));
+  else fold_sums(count, reinterpret_cast<double *>(sums), reinterpret_cast<double *>(total));
 }
 
 void finish(const char *sums, int64_t stride, int64_t blocks, bool accumulate, char *out,

@@ -1,9 +1,11 @@
-// Arithmetic on Wide numbers: two doubles (about 100 bits) and an exponent of their own, so that no product or sum
-// of fp64 elements overflows, underflows or loses what the promise of 2 ulp needs. Scalar; the same operations in
-// the same order on every instruction set. Included inside the isa file's namespace.
+// Arithmetic on Wide numbers: two doubles (about 100 bits) and an exponent of their own, so that no
+// product or sum of fp64 elements overflows, underflows or loses what the promise of 2 ulp needs.
+// Scalar; the same operations in the same order on every instruction set. Included inside the isa
+// file's namespace.
 //
-// |high| is in [0.5, 1), within a rounding error, and high is the double nearest to high + low; or high is 0, Inf or NaN, low
-// is 0 and the exponent means nothing. Such numbers behave as in IEEE arithmetic.
+// |high| is in [0.5, 1), within a rounding error, and high is the double nearest to high + low; or
+// high is 0, Inf or NaN, low is 0 and the exponent means nothing. Such numbers behave as in IEEE
+// arithmetic.
 
 // 2^exponent, for a normal result.
 inline double power_of_two(int64_t exponent) {

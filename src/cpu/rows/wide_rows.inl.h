@@ -1,5 +1,6 @@
-// Forward and backward for fp64, one element at a time in Wide arithmetic: at most 2 ulp (in fact 0.51, but for
-// subnormal results) whatever the range of the elements. Included inside the isa file's namespace.
+// Forward and backward for fp64, one element at a time in Wide arithmetic: at most 2 ulp (in fact
+// 0.51, but for subnormal results) whatever the range of the elements. Included inside the isa
+// file's namespace.
 
 inline double load_f64(const Elements &row, int64_t col) {
   double value;
@@ -20,8 +21,8 @@ inline Wide wide_rstd(const Wide &squares, int64_t cols, double eps) {
   return reciprocal_sqrt(add(divide(squares, static_cast<double>(cols)), to_wide(eps)));
 }
 
-// The sum of the squares of value(col): scaled by the largest, so that squares neither overflow nor vanish
-// where they count, then compensated sums.
+// The sum of the squares of value(col): scaled by the largest, so that squares neither overflow nor
+// vanish where they count, then compensated sums.
 template <class Value>
 [[gnu::always_inline]] inline Wide sum_of_squares(int64_t cols, const Value &value) {
   double largest = 0, plain_sum = 0;
@@ -89,15 +90,15 @@ void backward_row_f64(const BackwardProblem &problem, const GradientSums &sums, 
   double given_value = 0;
   const bool given = given_rstd_f64(elements(problem.rstd, index_row, group), &given_value);
   const auto x = [&](int64_t col) __attribute__((always_inline)) { return load_f64(row.x, col); };
-  const Wide rstd =
-      given ? to_wide(given_value)
-            : wide_rstd(sum_of_squares(problem.cols, x), problem.cols, problem.eps);
+  const Wide rstd = given ? to_wide(given_value)
+                          : wide_rstd(sum_of_squares(problem.cols, x), problem.cols, problem.eps);
   const Wide offset = to_wide(problem.weight_offset);
   const bool writes_dx = row.dx.present() || row.dresidual.present();
   Wide mean = {0, 0, 0};
   if (writes_dx) {
     for (int64_t col = 0; col < problem.cols; ++col) {
-      const Wide wdy = multiply(wide_weight(row.weight, offset, col), to_wide(load_f64(row.dy, col)));
+      const Wide wdy =
+          multiply(wide_weight(row.weight, offset, col), to_wide(load_f64(row.dy, col)));
       mean = add(mean, multiply(wdy, multiply(to_wide(x(col)), rstd)));
     }
     mean = divide(mean, static_cast<double>(problem.cols));
@@ -110,8 +111,7 @@ void backward_row_f64(const BackwardProblem &problem, const GradientSums &sums, 
     if (!writes_dx) continue;
     const Wide wdy = multiply(wide_weight(row.weight, offset, col), dy);
     Wide dx = multiply(rstd, add(wdy, negate(multiply(xhat, mean))));
-    if (row.dresidual_out.present())
-      dx = add(dx, to_wide(load_f64(row.dresidual_out, col)));
+    if (row.dresidual_out.present()) dx = add(dx, to_wide(load_f64(row.dresidual_out, col)));
     const double rounded = to_double(dx);
     if (row.dx.present()) store_f64(rounded, row.dx, col);
     if (row.dresidual.present()) store_f64(rounded, row.dresidual, col);

@@ -1,6 +1,7 @@
-// Backward in fp64 arithmetic, for what backward_rows does not take: fp64 tensors, rows too long for a block's
-// shared memory, and dbias. Three kernels: rstd of every row, dweight and dbias by columns (they read before
-// dx may overwrite x or dy), then dx by rows. x and dy are read up to three times.
+// Backward in fp64 arithmetic, for what backward_rows does not take: fp64 tensors, rows too long
+// for a block's shared memory, and dbias. Three kernels: rstd of every row, dweight and dbias by
+// columns (they read before dx may overwrite x or dy), then dx by rows. x and dy are read up to
+// three times.
 #pragma once
 
 #include "cuda/kernels/backward_rows.cuh"
@@ -14,15 +15,17 @@ struct RowRstd {
   double rstd;
   int64_t exponent;
 
-  __device__ double xhat(double x) const { return (exponent == 0 ? x : scalbn(x, int(exponent))) * rstd; }
+  __device__ double xhat(double x) const {
+    return (exponent == 0 ? x : scalbn(x, int(exponent))) * rstd;
+  }
 };
 
 struct ExactBackwardArgs {
   Tasks tasks;
   int64_t first_task;
   Matrix dy, x, weight, rstd, dresidual_out, dx, dresidual;
-  RowRstd *row_rstd;         // [tasks]
-  double *dweight, *dbias;   // partial sums [groups if by_group][chunks][cols]; NULL: not wanted
+  RowRstd *row_rstd;        // [tasks]
+  double *dweight, *dbias;  // partial sums [groups if by_group][chunks][cols]; NULL: not wanted
   int64_t rows, cols, chunks, rows_per_chunk;  // rows: tasks that share a sum
   double eps, weight_offset;
   bool by_group, overlap;
@@ -48,7 +51,8 @@ __global__ void __launch_bounds__(kExactThreads)
   if (threadIdx.x == 0) a.row_rstd[task] = row;
 }
 
-// One thread a column, blockIdx.x = (group * chunks + chunk) * tiles + tile: the chunk's rows in order.
+// One thread a column, blockIdx.x = (group * chunks + chunk) * tiles + tile: the chunk's rows in
+// order.
 constexpr int kColumnThreads = 128;
 
 __global__ void __launch_bounds__(kColumnThreads)
@@ -69,8 +73,9 @@ __global__ void __launch_bounds__(kColumnThreads)
     const double dy = load_double(a.dy.at(r, g), c, a.dy.dtype);
     dbias += dy;
     if (a.dweight != nullptr)
-      dweight = fma(dy, a.row_rstd[r * a.tasks.groups + g].xhat(load_double(a.x.at(r, g), c, a.x.dtype)),
-                    dweight);
+      dweight =
+          fma(dy, a.row_rstd[r * a.tasks.groups + g].xhat(load_double(a.x.at(r, g), c, a.x.dtype)),
+              dweight);
   }
   if (a.dweight != nullptr) a.dweight[partial * a.cols + c] = dweight;
   if (a.dbias != nullptr) a.dbias[partial * a.cols + c] = dbias;

@@ -1,14 +1,15 @@
-// Backward for rows that fit one block: dx (and dresidual), and the rows' contribution to dweight. Reads x and dy
-// once, writes dx once: 6 bytes an element for halves. dweight's partial sums add less than 1 %.
+// Backward for rows that fit one block: dx (and dresidual), and the rows' contribution to dweight.
+// Reads x and dy once, writes dx once: 6 bytes an element for halves. dweight's partial sums add
+// less than 1 %.
 //
-// Persistent: each of blockDim.y groups of blockDim.x threads takes every (blocks * groups)-th row; x and dy come
-// through a ring of cp.async stages in shared memory, where each thread copies and later reads only its own
-// slots (no barrier for the data); one barrier a row, for the mean. Vector v of thread t is column
-// (v * threads + t) * width: lanes by column, never by address.
+// Persistent: each of blockDim.y groups of blockDim.x threads takes every (blocks * groups)-th row;
+// x and dy come through a ring of cp.async stages in shared memory, where each thread copies and
+// later reads only its own slots (no barrier for the data); one barrier a row, for the mean. Vector
+// v of thread t is column (v * threads + t) * width: lanes by column, never by address.
 //
-// dweight: fp32 registers for kFlushRows rows, then the block's groups are added in a fixed tree and one partial
-// row goes to the workspace; sum_partials adds those in fp64. So the error does not grow with rows, and
-// the tree depends on the shape and the grid alone.
+// dweight: fp32 registers for kFlushRows rows, then the block's groups are added in a fixed tree
+// and one partial row goes to the workspace; sum_partials adds those in fp64. So the error does not
+// grow with rows, and the tree depends on the shape and the grid alone.
 #pragma once
 
 #include "cuda/kernels/elements.cuh"
@@ -28,20 +29,23 @@ struct BackwardArgs {
   int chunks;      // partial rows of each block
   int iterations;  // rows of each group of threads
   int stages;
-  bool by_group, overlap;  // by_group: weight or dweight is per group, and a block keeps to one group
+  bool by_group,
+      overlap;  // by_group: weight or dweight is per group, and a block keeps to one group
 };
 
-// At most this many fp32 additions in a row for dweight: 64 terms of one sign lose at most 2^-19 of their sum.
+// At most this many fp32 additions in a row for dweight: 64 terms of one sign lose at most 2^-19 of
+// their sum.
 constexpr int kFlushRows = 64;
-constexpr int kMaxBackwardGroups = 8;  // rows longer than a warp: each has a named barrier and scratch
+constexpr int kMaxBackwardGroups =
+    8;  // rows longer than a warp: each has a named barrier and scratch
 
 template <int V>
 constexpr int kBackwardThreads = V == 1 ? 256 : 512;
 template <int V>
 constexpr int kBackwardBlocks = V == 1 ? 3 : 1;  // per multiprocessor, at least
 
-// Copies a vector to this thread's slot: asynchronously if it is whole and aligned. A vector beyond the row is left as
-// it is (the kernel has zeroed the ring).
+// Copies a vector to this thread's slot: asynchronously if it is whole and aligned. A vector beyond
+// the row is left as it is (the kernel has zeroed the ring).
 template <class T, bool kWhole>
 __device__ inline void copy_vector(Vector<T> *slot, const char *data, int valid, bool aligned,
                                    rmsnorm_dtype_t dtype) {
@@ -50,7 +54,8 @@ __device__ inline void copy_vector(Vector<T> *slot, const char *data, int valid,
   if (kWhole || (aligned && valid >= kWidth<T>)) {
     const uint32_t address = uint32_t(__cvta_generic_to_shared(slot));
     if (size_of_element<T>(dtype) * kWidth<T> == 16)
-      asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(address), "l"(data) : "memory");
+      asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(address), "l"(data)
+                   : "memory");
     else
       asm volatile("cp.async.ca.shared.global [%0], [%1], 8;" ::"r"(address), "l"(data) : "memory");
     return;
@@ -73,8 +78,9 @@ __device__ inline void wait_for_stage(int stages) {
 #endif
 }
 
-// Shared memory of a block, in floats: the ring, the weight with its offset as floats, and for several groups
-// the dweight of each. Floats of a thread lie in parts of 4, the threads side by side: no bank conflicts.
+// Shared memory of a block, in floats: the ring, the weight with its offset as floats, and for
+// several groups the dweight of each. Floats of a thread lie in parts of 4, the threads side by
+// side: no bank conflicts.
 struct BackwardMemory {
   int slots;   // vectors of a block's rows
   int padded;  // columns of a row, rounded up to its threads' vectors
@@ -104,9 +110,11 @@ __device__ inline void write_parts(float *to, int lane, int threads, const float
         make_float4(in[i], in[i + 1], in[i + 2], in[i + 3]);
 }
 
-// ---- Rows outside fp32's comfortable range, in fp64 ----------------------------------------------
+// ---- Rows outside fp32's comfortable range, in fp64
+// ----------------------------------------------
 //
-// Calls of their own that read the row again from memory, so that rare code costs the loop no registers.
+// Calls of their own that read the row again from memory, so that rare code costs the loop no
+// registers.
 
 // Where a thread stands in a row: its elements are columns (v * threads + lane) * width + i.
 struct Place {
@@ -150,8 +158,9 @@ __device__ __noinline__ double exact_products(const BackwardArgs &a, Place place
   return sum;
 }
 
-// Writes this thread's elements of dx and dresidual, and leaves dy * xhat for dweight as floats in the thread's own slots
-// of the row: elements 0 to 3 of vector v at v * slot_step, 4 to 7 at dy_slots + v * slot_step.
+// Writes this thread's elements of dx and dresidual, and leaves dy * xhat for dweight as floats in
+// the thread's own slots of the row: elements 0 to 3 of vector v at v * slot_step, 4 to 7 at
+// dy_slots + v * slot_step.
 __device__ __noinline__ void exact_row(const BackwardArgs &a, Place place, double rstd, double mean,
                                        float4 *x_slots, float4 *dy_slots, int slot_step) {
   const char *x_row = a.x.at(place.r, place.g), *dy_row = a.dy.at(place.r, place.g);
@@ -174,10 +183,11 @@ __device__ __noinline__ double exact_rstd(double sum, double cols, double eps) {
   return 1.0 / sqrt(sum / cols + eps);
 }
 
-// ---- The kernel ----------------------------------------------------------------------------------
+// ---- The kernel
+// ----------------------------------------------------------------------------------
 
-// The rows that one group of threads takes, one after another: every stride-th task. kSteps: from row to row of one
-// group, where each tensor's pointer moves by a constant.
+// The rows that one group of threads takes, one after another: every stride-th task. kSteps: from
+// row to row of one group, where each tensor's pointer moves by a constant.
 template <bool kSteps>
 class Walk {
  public:
@@ -207,7 +217,8 @@ template <bool kSteps>
 class RowPointer {
  public:
   __device__ RowPointer(const Matrix &matrix, const Walk<kSteps> &walk)
-      : matrix_(matrix), row_(matrix.at(walk.row(), walk.group())),
+      : matrix_(matrix),
+        row_(matrix.at(walk.row(), walk.group())),
         step_(walk.row_step() * matrix.row_stride) {}
   __device__ char *at(const Walk<kSteps> &walk) const {
     return kSteps ? row_ : matrix_.at(walk.row(), walk.group());
@@ -250,7 +261,8 @@ __global__ void __launch_bounds__(kBackwardThreads<V>, kBackwardBlocks<V>)
   };
 
   Walk<kPlain> ahead(a, first, stride, fixed_group), here = ahead;
-  RowPointer<kPlain> x_rows(a.x, ahead), dy_rows(a.dy, ahead), dx_rows(a.dx, here), rstd_rows(a.rstd, here);
+  RowPointer<kPlain> x_rows(a.x, ahead), dy_rows(a.dy, ahead), dx_rows(a.dx, here),
+      rstd_rows(a.rstd, here);
   // Starts copying the row that `ahead` stands at.
   const auto fetch = [&](int iteration, Vector<T> *stage) {
     if (iteration < count) {
@@ -296,7 +308,8 @@ __global__ void __launch_bounds__(kBackwardThreads<V>, kBackwardBlocks<V>)
     fetch_stage = next_stage(fetch_stage);
   }
   const auto given_rstd = [&](bool active) {
-    return a.rstd.data != nullptr && active ? *reinterpret_cast<const float *>(rstd_rows.at(here)) : 0;
+    return a.rstd.data != nullptr && active ? *reinterpret_cast<const float *>(rstd_rows.at(here))
+                                            : 0;
   };
   float next_rstd = given_rstd(count > 0);
   __syncthreads();
@@ -320,8 +333,8 @@ __global__ void __launch_bounds__(kBackwardThreads<V>, kBackwardBlocks<V>)
     here.advance(), dx_rows.advance(), rstd_rows.advance();
     next_rstd = given_rstd(iteration + 1 < count);
 
-    // x, dy and weight of vector v, each time from shared memory: held in registers over the barrier they would cost
-    // a block per multiprocessor.
+    // x, dy and weight of vector v, each time from shared memory: held in registers over the
+    // barrier they would cost a block per multiprocessor.
     const auto read = [&](int v, float(&x)[W], float(&dy)[W], float(&w)[W]) {
       stage[v * slot_step].unpack(a.x.dtype, x);
       stage[slots + v * slot_step].unpack(a.dy.dtype, dy);
@@ -333,9 +346,9 @@ __global__ void __launch_bounds__(kBackwardThreads<V>, kBackwardBlocks<V>)
       const bool aligned = is_aligned<T>(row, a.dresidual_out.dtype);
 #pragma unroll
       for (int v = 0; v < (kPlain ? 1 : V); ++v)
-        added_row[v] = load_vector<T, kWhole>(
-            row + column(v) * size_of_element<T>(a.dresidual_out.dtype), valid_cols - column(v),
-            aligned, a.dresidual_out.dtype);
+        added_row[v] =
+            load_vector<T, kWhole>(row + column(v) * size_of_element<T>(a.dresidual_out.dtype),
+                                   valid_cols - column(v), aligned, a.dresidual_out.dtype);
     }
 
     // rstd as given; computed where it is absent, 0, Inf or subnormal.
@@ -375,7 +388,8 @@ __global__ void __launch_bounds__(kBackwardThreads<V>, kBackwardBlocks<V>)
                                    threads, scratch_exact[1][own_scratch]);
       if (redo) {
         exact_row(a, here_now, rstd_exact, exact / double(a.cols),
-                  reinterpret_cast<float4 *>(stage), reinterpret_cast<float4 *>(stage + slots), slot_step);
+                  reinterpret_cast<float4 *>(stage), reinterpret_cast<float4 *>(stage + slots),
+                  slot_step);
 #pragma unroll
         for (int v = 0; v < V; ++v)
 #pragma unroll
@@ -435,7 +449,8 @@ __global__ void __launch_bounds__(kBackwardThreads<V>, kBackwardBlocks<V>)
     }
 #pragma unroll
     for (int v = 0; v < V; ++v) {
-      if (groups > 1 && place == 0) read_parts(combined + v * W * threads, lane, threads, dweight[v]);
+      if (groups > 1 && place == 0)
+        read_parts(combined + v * W * threads, lane, threads, dweight[v]);
       if (place == 0) {
 #pragma unroll
         for (int i = 0; i < W; i += 4)

@@ -1,6 +1,7 @@
-// Elements in memory and in registers. A vector is 16 bytes of one row in the row's own dtype (8 halves, 4
-// floats); rows of mixed dtypes are read by AnyElement, 4 elements a vector whose dtype is switched at
-// run time. Vectors are kept in memory's format (packed) until they are used: half the registers.
+// Elements in memory and in registers. A vector is 16 bytes of one row in the row's own dtype (8
+// halves, 4 floats); rows of mixed dtypes are read by AnyElement, 4 elements a vector whose dtype
+// is switched at run time. Vectors are kept in memory's format (packed) until they are used: half
+// the registers.
 #pragma once
 
 #include <cuda_bf16.h>
@@ -38,7 +39,8 @@ __host__ __device__ constexpr int size_of_element<AnyElement>(rmsnorm_dtype_t dt
   return size_of(dtype);
 }
 
-// ---- One element ---------------------------------------------------------------------------------
+// ---- One element
+// ---------------------------------------------------------------------------------
 
 __device__ inline float from_bits(uint32_t bits, rmsnorm_dtype_t dtype) {
   if (dtype == RMSNORM_DTYPE_F16) return __half2float(__ushort_as_half(uint16_t(bits)));
@@ -50,6 +52,30 @@ __device__ inline uint32_t to_bits(float value, rmsnorm_dtype_t dtype) {
   if (dtype == RMSNORM_DTYPE_F16) return __half_as_ushort(__float2half_rn(value));
   if (dtype == RMSNORM_DTYPE_BF16) return __bfloat16_as_ushort(__float2bfloat16_rn(value));
   return __float_as_uint(value);
+}
+
+// The same, rounding an fp64 value once.
+__device__ inline uint32_t to_bits(double value, rmsnorm_dtype_t dtype) {
+  if (dtype == RMSNORM_DTYPE_F16) return __half_as_ushort(__double2half(value));
+  if (dtype == RMSNORM_DTYPE_BF16) return __bfloat16_as_ushort(__double2bfloat16(value));
+  return __float_as_uint(float(value));
+}
+
+// a + b so that rounding it again to a shorter dtype rounds the exact sum: an inexact sum keeps an
+// odd last bit (Boldo and Melquiond, "Emulation of FMA and correctly rounded sums", 2008).
+__device__ inline double add_to_odd(double a, double b) {
+  const double sum = a + b, part = sum - a;
+  const double lost = (a - (sum - part)) + (b - part);
+  const int64_t bits = __double_as_longlong(sum);
+  if (!isfinite(sum) || lost == 0 || (bits & 1) != 0) return sum;
+  return __longlong_as_double(bits + ((lost > 0) == (sum > 0) ? 1 : -1));
+}
+__device__ inline float add_to_odd(float a, float b) {
+  const float sum = a + b, part = sum - a;
+  const float lost = (a - (sum - part)) + (b - part);
+  const int bits = __float_as_int(sum);
+  if (!isfinite(sum) || lost == 0 || (bits & 1) != 0) return sum;
+  return __int_as_float(bits + ((lost > 0) == (sum > 0) ? 1 : -1));
 }
 
 // Rounds to a dtype and back.
@@ -64,17 +90,24 @@ __device__ inline double load_double(const char *data, int64_t index, rmsnorm_dt
   return from_bits(reinterpret_cast<const uint16_t *>(data)[index], dtype);
 }
 
-__device__ inline void store_double(char *data, int64_t index, rmsnorm_dtype_t dtype, double value) {
+__device__ inline void store_double(char *data, int64_t index, rmsnorm_dtype_t dtype,
+                                    double value) {
   if (dtype == RMSNORM_DTYPE_F64) reinterpret_cast<double *>(data)[index] = value;
   else if (dtype == RMSNORM_DTYPE_F32) reinterpret_cast<float *>(data)[index] = float(value);
-  else reinterpret_cast<uint16_t *>(data)[index] = uint16_t(to_bits(float(value), dtype));
+  else reinterpret_cast<uint16_t *>(data)[index] = uint16_t(to_bits(value, dtype));
 }
 
 __device__ inline double round_double_to(double value, rmsnorm_dtype_t dtype) {
-  return dtype == RMSNORM_DTYPE_F64 ? value : double(round_to(float(value), dtype));
+  return dtype == RMSNORM_DTYPE_F64 ? value : double(from_bits(to_bits(value, dtype), dtype));
 }
 
-// ---- One vector, packed --------------------------------------------------------------------------
+// x + residual, rounded once.
+__device__ inline double add_rounded(double a, double b, rmsnorm_dtype_t dtype) {
+  return dtype == RMSNORM_DTYPE_F64 ? a + b : round_double_to(add_to_odd(a, b), dtype);
+}
+
+// ---- One vector, packed
+// --------------------------------------------------------------------------
 
 __device__ inline void unpack_halves(uint32_t word, bool bf16, float *out) {
   if (bf16) {
@@ -125,8 +158,7 @@ struct Vector {
   __device__ void unpack_as(rmsnorm_dtype_t dtype, float (&out)[kCount]) const {
     if constexpr (kIsHalf<T>) {
 #pragma unroll
-      for (int i = 0; i < 4; ++i)
-        unpack_halves(word[i], dtype == RMSNORM_DTYPE_BF16, out + 2 * i);
+      for (int i = 0; i < 4; ++i) unpack_halves(word[i], dtype == RMSNORM_DTYPE_BF16, out + 2 * i);
     } else {
       unpack(dtype, out);
     }
@@ -151,11 +183,13 @@ struct Vector {
   }
 };
 
-// ---- Loads and stores ----------------------------------------------------------------------------
+// ---- Loads and stores
+// ----------------------------------------------------------------------------
 //
-// kWhole: the launcher has seen that every tensor's rows start at a multiple of the vector and that cols is a multiple
-// of its elements, so that each access is one of 16 (8) bytes and no other code is there. Otherwise rows are asked
-// one by one, and what is not aligned or not whole goes by elements: the same lanes, the same bits.
+// kWhole: the launcher has seen that every tensor's rows start at a multiple of the vector and that
+// cols is a multiple of its elements, so that each access is one of 16 (8) bytes and no other code
+// is there. Otherwise rows are asked one by one, and what is not aligned or not whole goes by
+// elements: the same lanes, the same bits.
 
 // Whether vectors of a row that starts here are aligned.
 template <class T>
@@ -163,8 +197,8 @@ __device__ inline bool is_aligned(const char *row, rmsnorm_dtype_t dtype) {
   return reinterpret_cast<uintptr_t>(row) % (kWidth<T> * size_of_element<T>(dtype)) == 0;
 }
 
-// `data` is the vector's first element, `valid` how many of its elements are in the row (any int: the others
-// read as zero), `aligned` is is_aligned of the row.
+// `data` is the vector's first element, `valid` how many of its elements are in the row (any int:
+// the others read as zero), `aligned` is is_aligned of the row.
 template <class T, bool kWhole>
 __device__ inline Vector<T> load_vector(const char *data, int valid, bool aligned,
                                         rmsnorm_dtype_t dtype) {
@@ -194,8 +228,7 @@ __device__ inline void store_vector(char *data, const Vector<T> &in, int valid, 
   if (kWhole ? valid > 0 : aligned && valid >= kCount) {
     if (size_of_element<T>(dtype) * kCount == 16)
       *reinterpret_cast<uint4 *>(data) = make_uint4(in.word[0], in.word[1], in.word[2], in.word[3]);
-    else
-      *reinterpret_cast<uint2 *>(data) = make_uint2(in.word[0], in.word[1]);
+    else *reinterpret_cast<uint2 *>(data) = make_uint2(in.word[0], in.word[1]);
   } else if (kWhole) {
   } else if (size_of_element<T>(dtype) == 2) {
 #pragma unroll
@@ -209,7 +242,8 @@ __device__ inline void store_vector(char *data, const Vector<T> &in, int valid, 
   }
 }
 
-// kCount elements of a weight or bias, whose dtype is known at run time, as floats. kWhole: aligned to 16 bytes.
+// kCount elements of a weight or bias, whose dtype is known at run time, as floats. kWhole: aligned
+// to 16 bytes.
 template <int kCount, bool kWhole>
 __device__ inline void load_floats(const char *data, rmsnorm_dtype_t dtype, int valid,
                                    float (&out)[kCount]) {

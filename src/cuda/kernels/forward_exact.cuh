@@ -1,6 +1,7 @@
-// Forward in fp64 arithmetic, for what the row kernels do not take: fp64 tensors (kPairs: sums and products as pairs
-// of doubles, rows scaled by a power of two where squares leave fp64's range) and rows of any dtype that are
-// longer than a block's registers. One block a row, two passes: h is read again from memory or L2.
+// Forward in fp64 arithmetic, for what the row kernels do not take: fp64 tensors (kPairs: sums and
+// products as pairs of doubles, rows scaled by a power of two where squares leave fp64's range) and
+// rows of any dtype that are longer than a block's registers. One block a row, two passes: h is
+// read again from memory or L2.
 #pragma once
 
 #include "cuda/kernels/normalise.cuh"
@@ -99,15 +100,15 @@ __device__ inline ExactScale exact_scale(int64_t cols, double eps, Element eleme
   if (isnan(m.high) || isinf(largest) || largest == 0) return {{1.0 / sqrt(m.high), 0}, 0};
   const int exponent = -ilogb(largest);
   const double scaled_eps = scalbn(scalbn(eps, exponent), exponent);
-  const Pair scaled = mean_plus_eps(
-      sum_of_squares<kPairs>(
-          cols, [&](int64_t c) { return scalbn(element(c), exponent); }, scratch),
-      scaled_eps);
+  const Pair scaled =
+      mean_plus_eps(sum_of_squares<kPairs>(
+                        cols, [&](int64_t c) { return scalbn(element(c), exponent); }, scratch),
+                    scaled_eps);
   return {inverse_root(scaled), exponent};
 }
 
-// A pair times a power of two: mantissas near 1 are multiplied and exponents added, so that nothing between
-// the operands and the one rounding of the result can overflow or be subnormal.
+// A pair times a power of two: mantissas near 1 are multiplied and exponents added, so that nothing
+// between the operands and the one rounding of the result can overflow or be subnormal.
 struct ScaledPair {
   Pair value;
   int exponent;
@@ -141,13 +142,14 @@ __device__ inline double normalise_pair(const ForwardArgs &a, const ExactScale &
   if (a.llama) t = split({t.round(), 0});
   const ScaledPair y = multiply(t, split(w));
   if (a.bias.data == nullptr) return y.round();
-  const Pair sum = add({bias, 0}, {scalbn(y.value.high, y.exponent), scalbn(y.value.low, y.exponent)});
+  const Pair sum =
+      add({bias, 0}, {scalbn(y.value.high, y.exponent), scalbn(y.value.low, y.exponent)});
   return sum.high + sum.low;
 }
 
 // y of one element of any other row.
-__device__ inline double normalise_double(const ForwardArgs &a, double rstd, double h, double weight,
-                                          double bias) {
+__device__ inline double normalise_double(const ForwardArgs &a, double rstd, double h,
+                                          double weight, double bias) {
   double t = h * rstd;
   if (a.llama) t = round_double_to(t, a.h_dtype);
   t *= weight + a.weight_offset;
@@ -168,7 +170,7 @@ __global__ void __launch_bounds__(kExactThreads)
   const auto h_of = [&](int64_t c) {
     const double value = load_double(x, c, a.x.dtype);
     if (a.residual.data == nullptr) return value;
-    return round_double_to(value + load_double(residual, c, a.residual.dtype), a.h_dtype);
+    return add_rounded(value, load_double(residual, c, a.residual.dtype), a.h_dtype);
   };
   // Once h is stored it is read from there: residual_out may lie over x or residual.
   const auto h_again = [&](int64_t c) {

@@ -1,10 +1,11 @@
-// Forward for rows that fit one block: forward_rows keeps the row in registers, forward_long in shared memory. Reads
-// each byte of x (and residual) once, writes each of y (and residual_out) once: for halves 4 bytes an
-// element, 8 with the fused add.
+// Forward for rows that fit one block: forward_rows keeps the row in registers, forward_long in
+// shared memory. Reads each byte of x (and residual) once, writes each of y (and residual_out)
+// once: for halves 4 bytes an element, 8 with the fused add.
 //
-// Tile: blockDim.x threads share a row, blockDim.y rows a block. Thread t holds vectors t, t + threads, ... of
-// the row, by column and never by address, so that a row's bits do not depend on its alignment. Not
-// persistent: the hardware's scheduler hands rows out in address order, which DRAM likes best.
+// Tile: blockDim.x threads share a row, blockDim.y rows a block. Thread t holds vectors t, t +
+// threads, ... of the row, by column and never by address, so that a row's bits do not depend on
+// its alignment. Not persistent: the hardware's scheduler hands rows out in address order, which
+// DRAM likes best.
 #pragma once
 
 #include "cuda/kernels/normalise.cuh"
@@ -40,8 +41,13 @@ struct ForwardRow {
       float h[W], added[W];
       row[v].unpack(a.x.dtype, h);
       residual[v].unpack(a.residual.dtype, added);
+      // The fp32 sum of two halves of one dtype rounds to that dtype as the exact sum does; of
+      // others it may not.
 #pragma unroll
-      for (int i = 0; i < W; ++i) h[i] += added[i];
+      for (int i = 0; i < W; ++i)
+        h[i] = std::is_same_v<T, AnyElement> && a.h_dtype != RMSNORM_DTYPE_F32
+                   ? add_to_odd(h[i], added[i])
+                   : h[i] + added[i];
       row[v].pack(a.h_dtype, h);
     }
     if (a.residual_out.data == nullptr) return;
@@ -49,9 +55,8 @@ struct ForwardRow {
     const bool aligned = is_aligned<T>(out, a.h_dtype);
 #pragma unroll
     for (int v = 0; v < V; ++v)
-      store_vector<T, kWhole>(
-          out + column(first + v) * int64_t(size_of_element<T>(a.h_dtype)), row[v],
-          cols - column(first + v), aligned, a.h_dtype);
+      store_vector<T, kWhole>(out + column(first + v) * int64_t(size_of_element<T>(a.h_dtype)),
+                              row[v], cols - column(first + v), aligned, a.h_dtype);
   }
 
   template <int V>
@@ -60,9 +65,9 @@ struct ForwardRow {
     const bool aligned = is_aligned<T>(row, matrix.dtype);
 #pragma unroll
     for (int v = 0; v < V; ++v)
-      out[v] = load_vector<T, kWhole>(
-          row + column(first + v) * int64_t(size_of_element<T>(matrix.dtype)),
-          cols - column(first + v), aligned, matrix.dtype);
+      out[v] = load_vector<T, kWhole>(row + column(first + v) *
+                                                int64_t(size_of_element<T>(matrix.dtype)),
+                                      cols - column(first + v), aligned, matrix.dtype);
   }
 
   __device__ const char *weight() const { return a.weight.data + g * a.weight.group_stride; }
@@ -89,8 +94,10 @@ struct ForwardRow {
     }
   }
 
-  // Writes vector v of y. `packed` is its weight if a.weight_packed and the kernel has `read` it already.
-  __device__ void store(int v, Vector<T> row, bool read, Vector<T> packed, const RowScale &scale) const {
+  // Writes vector v of y. `packed` is its weight if a.weight_packed and the kernel has `read` it
+  // already.
+  __device__ void store(int v, Vector<T> row, bool read, Vector<T> packed,
+                        const RowScale &scale) const {
     const int valid = cols - column(v);
     if (valid <= 0) return;
     float h[W], w[W], bias[W], y[W];
@@ -101,8 +108,8 @@ struct ForwardRow {
       Vector<T> out;
       out.pack(a.y.dtype, y);
       char *y_row = a.y.at(r, g);
-      store_vector<T, kWhole>(y_row + column(v) * int64_t(size_of_element<T>(a.y.dtype)), out, valid,
-                              is_aligned<T>(y_row, a.y.dtype), a.y.dtype);
+      store_vector<T, kWhole>(y_row + column(v) * int64_t(size_of_element<T>(a.y.dtype)), out,
+                              valid, is_aligned<T>(y_row, a.y.dtype), a.y.dtype);
     } else {
       store_rare(v, scale);
     }
@@ -111,8 +118,8 @@ struct ForwardRow {
   // Writes vector v of y in fp64.
   __device__ void store_rare(int v, const RowScale &scale) const {
     const int valid = cols - column(v);
-    store_exact(a, kDoubleFloat<T> || !scale.fast ? scale.exact : double(scale.high), r, g, column(v),
-                valid < W ? valid : W);
+    store_exact(a, kDoubleFloat<T> || !scale.fast ? scale.exact : double(scale.high), r, g,
+                column(v), valid < W ? valid : W);
   }
 
   // Weight and bias of vector v as floats.
@@ -122,16 +129,16 @@ struct ForwardRow {
     if (read) {
       packed.unpack_as(a.weight.dtype, w);
     } else if (a.weight.data != nullptr) {
-      load_floats<W, kWhole>(weight() + column(v) * int64_t(size_of(a.weight.dtype)), a.weight.dtype,
-                             valid, w);
+      load_floats<W, kWhole>(weight() + column(v) * int64_t(size_of(a.weight.dtype)),
+                             a.weight.dtype, valid, w);
     } else {
 #pragma unroll
       for (int i = 0; i < W; ++i) w[i] = 1;
     }
     if (a.bias.data != nullptr)
-      load_floats<W, kWhole>(
-          a.bias.data + g * a.bias.group_stride + column(v) * int64_t(size_of(a.bias.dtype)),
-          a.bias.dtype, valid, bias);
+      load_floats<W, kWhole>(a.bias.data + g * a.bias.group_stride +
+                                 column(v) * int64_t(size_of(a.bias.dtype)),
+                             a.bias.dtype, valid, bias);
   }
 
   // y with everything the params may ask for.
@@ -146,8 +153,8 @@ struct ForwardRow {
   }
 };
 
-// A row's sum of squares is fp32 for halves, fp64 where an fp32 tensor is there (squares of floats are exact in
-// fp64 and cannot overflow).
+// A row's sum of squares is fp32 for halves, fp64 where an fp32 tensor is there (squares of floats
+// are exact in fp64 and cannot overflow).
 template <class T>
 using SquareSum = std::conditional_t<kDoubleFloat<T>, double, float>;
 
@@ -161,18 +168,17 @@ __device__ inline Sum add_squares(Sum total, const Vector<T> &row, rmsnorm_dtype
   return total + sum;
 }
 
-// rstd from this thread's sum of squares. `redo` gives that sum in fp64, for a half row whose squares left fp32's
-// middle range. scratch: two sums' worth for each long row.
+// rstd from this thread's sum of squares. `redo` gives that sum in fp64, for a half row whose
+// squares left fp32's middle range. scratch: two sums' worth for each long row.
 template <class T, class Redo>
-__device__ inline RowScale row_scale(const ForwardArgs &a, SquareSum<T> squares, int place, int threads,
-                                     double (*scratch)[kMaxLongRows][32], Redo redo) {
+__device__ inline RowScale row_scale(const ForwardArgs &a, SquareSum<T> squares, int place,
+                                     int threads, double (*scratch)[kMaxLongRows][32], Redo redo) {
   const int own = threads > 32 ? place : 0;
   if constexpr (kDoubleFloat<T>) {
     const double sum = row_sum(squares, place, threads, scratch[0][own]);
     return scale_of_exact_row(sum / double(a.cols) + a.eps);
   } else {
-    const float sum =
-        row_sum(squares, place, threads, reinterpret_cast<float *>(scratch[0][own]));
+    const float sum = row_sum(squares, place, threads, reinterpret_cast<float *>(scratch[0][own]));
     RowScale scale = scale_of_half_row(fmaf(sum, a.inverse_cols, a.eps_float));
     if (any_row_of_warp(!scale.fast, threads)) {
       const double exact = row_sum(redo(), place, threads, scratch[1][own]);
@@ -183,13 +189,15 @@ __device__ inline RowScale row_scale(const ForwardArgs &a, SquareSum<T> squares,
 }
 
 template <class T>
-__device__ inline void store_rstd(const ForwardArgs &a, const RowScale &scale, int64_t r, int64_t g) {
+__device__ inline void store_rstd(const ForwardArgs &a, const RowScale &scale, int64_t r,
+                                  int64_t g) {
   *reinterpret_cast<float *>(a.rstd.at(r, g)) =
       kDoubleFloat<T> || !scale.fast ? float(scale.exact) : scale.high;
 }
 
-// V vectors a thread, in registers. kPlain: a.plain, as nearly every call is: the code for all else is not there, which
-// leaves registers for one more block a multiprocessor and a third of the instructions.
+// V vectors a thread, in registers. kPlain: a.plain, as nearly every call is: the code for all else
+// is not there, which leaves registers for one more block a multiprocessor and a third of the
+// instructions.
 template <class T, int V, bool kWhole, bool kPlain>
 __global__ void __launch_bounds__(kForwardThreads)
     forward_rows(const __grid_constant__ ForwardArgs a) {
@@ -232,7 +240,8 @@ __global__ void __launch_bounds__(kForwardThreads)
   }
 }
 
-// One row a block, any number of vectors a thread, in shared memory: each thread reads only what it wrote.
+// One row a block, any number of vectors a thread, in shared memory: each thread reads only what it
+// wrote.
 template <class T, bool kWhole>
 __global__ void __launch_bounds__(kForwardLongThreads, 2)
     forward_long(const __grid_constant__ ForwardArgs a) {

@@ -1,10 +1,11 @@
 // y = h * rstd * (weight + weight_offset) + bias for one vector: how the promised ulps are kept.
 //
-// 16-bit rows: plain fp32, whose error is far below 0.01 ulp of a half. Rows with an fp32 tensor: double-float
-// (two floats) products, rstd held as two floats and scaled by 2^48 so that no intermediate is
-// subnormal. Both are right while rstd and weight are in a wide middle range; outside it (squares that
-// left fp32, h * rstd that would be subnormal under a large weight, NaN, Inf) the same formula in
-// fp64 takes over, for the vector (store_exact). Which one runs depends on the row and weight alone.
+// 16-bit rows: plain fp32, whose error is far below 0.01 ulp of a half. Rows with an fp32 tensor:
+// double-float (two floats) products, rstd held as two floats and scaled by 2^48 so that no
+// intermediate is subnormal. Both are right while rstd and weight are in a wide middle range;
+// outside it (squares that left fp32, h * rstd that would be subnormal under a large weight, NaN,
+// Inf) the same formula in fp64 takes over, for the vector (store_exact). Which one runs depends on
+// the row and weight alone.
 #pragma once
 
 #include "cuda/kernels/elements.cuh"
@@ -50,8 +51,9 @@ __device__ inline RowScale scale_of_exact_row(double mean_plus_eps) {
   return {exact, high, float(scaled - high), exact >= 0x1p-20 && exact <= 0x1p40};
 }
 
-// The fast formula's limit on |weight|: a half row's h * rstd may be subnormal (an error of 2^-150 that the weight
-// multiplies; never in an fp16 row), a double-float row's product must not overflow.
+// The fast formula's limit on |weight|: a half row's h * rstd may be subnormal (an error of 2^-150
+// that the weight multiplies; never in an fp16 row), a double-float row's product must not
+// overflow.
 template <class T, int kCount>
 __device__ inline bool weights_are_small(const float (&weight)[kCount], float offset) {
   if (std::is_same_v<T, __half>) return true;
@@ -70,22 +72,24 @@ __device__ inline bool weights_are_small(const Vector<T> (&weight)[V]) {
     for (int v = 0; v < V; ++v)
 #pragma unroll
       for (int i = 0; i < 4; ++i)
-        largest = __hmax2(largest, __habs2(reinterpret_cast<const __nv_bfloat162 &>(weight[v].word[i])));
+        largest =
+            __hmax2(largest, __habs2(reinterpret_cast<const __nv_bfloat162 &>(weight[v].word[i])));
     return __hble2(largest, __float2bfloat162_rn(0x1p9f));
   } else if constexpr (std::is_same_v<T, float>) {
     float largest = 0;
 #pragma unroll
     for (int v = 0; v < V; ++v)
 #pragma unroll
-      for (int i = 0; i < 4; ++i) largest = fmaxf(largest, fabsf(__uint_as_float(weight[v].word[i])));
+      for (int i = 0; i < 4; ++i)
+        largest = fmaxf(largest, fabsf(__uint_as_float(weight[v].word[i])));
     return largest <= 0x1p64f;
   } else {
     return std::is_same_v<T, __half>;
   }
 }
 
-// One thread's vectors first .. first + count - 1 of a row, in fp64, read again from memory. A call of its own: it
-// is rare, and inlined it would cost the fast path registers.
+// One thread's vectors first .. first + count - 1 of a row, in fp64, read again from memory. A call
+// of its own: it is rare, and inlined it would cost the fast path registers.
 __device__ __noinline__ void store_exact(const ForwardArgs &a, double rstd, int64_t r, int64_t g,
                                          int first_column, int valid) {
   const char *weight = a.weight.data + g * a.weight.group_stride;
@@ -97,7 +101,7 @@ __device__ __noinline__ void store_exact(const ForwardArgs &a, double rstd, int6
     } else {
       h = load_double(a.x.at(r, g), c, a.x.dtype);
       if (a.residual.data != nullptr)
-        h = round_double_to(h + load_double(a.residual.at(r, g), c, a.residual.dtype), a.h_dtype);
+        h = add_rounded(h, load_double(a.residual.at(r, g), c, a.residual.dtype), a.h_dtype);
     }
     double t = h * rstd;
     if (a.llama) t = round_double_to(t, a.h_dtype);
@@ -125,13 +129,15 @@ __device__ inline void normalise_half(const ForwardArgs &a, float rstd, const fl
   }
 }
 
-// ---- Double-float: values as unevaluated sums of two floats --------------------------------------
+// ---- Double-float: values as unevaluated sums of two floats
+// --------------------------------------
 //
-// Error-free products by fma and sums by Knuth's two-sum; see Dekker, "A floating-point technique for extending
-// the available precision", 1971. `scale` holds rstd * kScale.
+// Error-free products by fma and sums by Knuth's two-sum; see Dekker, "A floating-point technique
+// for extending the available precision", 1971. `scale` holds rstd * kScale.
 
 // h * rstd * weight, where the weight is weight + weight_low.
-__device__ inline float2 multiply_pair(const RowScale &scale, float h, float weight, float weight_low) {
+__device__ inline float2 multiply_pair(const RowScale &scale, float h, float weight,
+                                       float weight_low) {
   const float t = h * scale.high;
   const float t_low = fmaf(h, scale.low, fmaf(h, scale.high, -t));
   const float q = t * weight;

@@ -1,5 +1,5 @@
-// What the kernels know of rows: where a row's tensors stand, which threads share a row, how they sum over it
-// in one fixed tree, and the launch-order instructions.
+// What the kernels know of rows: where a row's tensors stand, which threads share a row, how they
+// sum over it in one fixed tree, and the launch-order instructions.
 #pragma once
 
 #include <cstdint>
@@ -44,9 +44,9 @@ __device__ inline void row_barrier(int row, int threads) {
   asm volatile("bar.sync %0, %1;" ::"r"(row + 1), "r"(threads) : "memory");
 }
 
-// Sums over the `threads` threads of a row: a power of two up to 32, or whole warps. Every thread gets the
-// same bits, whatever else is in the block. `scratch` is this row's 32 elements of shared memory, not in
-// use by another sum that a thread of this row may still be reading.
+// Sums over the `threads` threads of a row: a power of two up to 32, or whole warps. Every thread
+// gets the same bits, whatever else is in the block. `scratch` is this row's 32 elements of shared
+// memory, not in use by another sum that a thread of this row may still be reading.
 template <class Scalar>
 __device__ inline Scalar row_sum(Scalar value, int row, int threads, Scalar *scratch) {
   const auto over_warp = [&] {
@@ -69,8 +69,8 @@ __device__ inline Scalar row_sum(Scalar value, int row, int threads, Scalar *scr
   return value;
 }
 
-// True for every thread of a row, or of a warp of short rows, if it is for any of their rows; rows of
-// whole warps agree already.
+// True for every thread of a row, or of a warp of short rows, if it is for any of their rows; rows
+// of whole warps agree already.
 __device__ inline bool any_row_of_warp(bool condition, int threads) {
   return threads < 32 ? __any_sync(0xffffffffu, condition) != 0 : condition;
 }
@@ -82,8 +82,9 @@ __device__ inline void let_next_start() {
 #endif
 }
 
-// For a kernel that was launched so that it may start before the stream's previous one ends: lets the next one start
-// likewise, then waits until the previous one has ended and its writes are visible.
+// For a kernel that was launched so that it may start before the stream's previous one ends: lets
+// the next one start likewise, then waits until the previous one has ended and its writes are
+// visible.
 __device__ inline void start_beside_neighbours() {
 #if __CUDA_ARCH__ >= 900
   let_next_start();

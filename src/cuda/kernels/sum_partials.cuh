@@ -1,5 +1,6 @@
-// The last step of dweight and dbias: adds the partial rows of the workspace in fp64, in a fixed tree, and rounds
-// once. 32 columns and kSumRows row-threads a block; each thread adds every kSumRows-th partial row.
+// The last step of dweight and dbias: adds the partial rows of the workspace in fp64, in a fixed
+// tree, and rounds once. 32 columns and kSumRows row-threads a block; each thread adds every
+// kSumRows-th partial row.
 #pragma once
 
 #include "cuda/kernels/elements.cuh"
@@ -13,14 +14,15 @@ constexpr int kSumColumns = 32, kSumRows = 16;
 struct SumArgs {
   const void *partial;  // [groups][count][pitch], Real
   int64_t count, pitch, cols;
-  char *out;  // groups rows of cols elements
+  char *out;                 // groups rows of cols elements
   int64_t out_group_stride;  // bytes
   rmsnorm_dtype_t dtype;
   bool accumulate, overlap;
 };
 
 template <class Real>
-__global__ void __launch_bounds__(kSumColumns *kSumRows) sum_partials(const __grid_constant__ SumArgs a) {
+__global__ void __launch_bounds__(kSumColumns *kSumRows)
+    sum_partials(const __grid_constant__ SumArgs a) {
   __shared__ double sums[kSumRows][kSumColumns];
   const int64_t tiles = (a.cols + kSumColumns - 1) / kSumColumns;
   const int64_t group = blockIdx.x / tiles;
