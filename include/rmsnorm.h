@@ -73,7 +73,7 @@ enum {
   RMSNORM_ERROR_NULL = 1001,        /* a required pointer is NULL, a required tensor absent */
   RMSNORM_ERROR_VALUE = 1002,       /* a scalar is out of its range */
   RMSNORM_ERROR_SHAPE = 1003,       /* rows, groups or cols */
-  RMSNORM_ERROR_STRIDE = 1004,      /* two output elements coincide, or a view exceeds 2^63 bytes */
+  RMSNORM_ERROR_STRIDE = 1004,      /* two output elements coincide, or a view exceeds 2^62 bytes */
   RMSNORM_ERROR_ALIGNMENT = 1005,   /* data is not a multiple of the element size */
   RMSNORM_ERROR_ALIAS = 1006,       /* two arguments share memory in a way that is not allowed */
   RMSNORM_ERROR_DTYPE = 1007,       /* a dtype that does not go with the others */
@@ -149,8 +149,10 @@ typedef struct rmsnorm_input_t { /* what a call reads */
   int32_t reserved;
 } rmsnorm_input_t;
 
-#define RMSNORM_TENSOR_INIT {NULL, 0, 0, RMSNORM_DTYPE_NONE, 0}
-#define RMSNORM_INPUT_INIT {NULL, 0, 0, RMSNORM_DTYPE_NONE, 0}
+#define RMSNORM_TENSOR_INIT \
+  { NULL, 0, 0, RMSNORM_DTYPE_NONE, 0 }
+#define RMSNORM_INPUT_INIT \
+  { NULL, 0, 0, RMSNORM_DTYPE_NONE, 0 }
 
 /* ---- Devices -------------------------------------------------------------------------------- */
 
@@ -172,13 +174,16 @@ typedef struct rmsnorm_device_info_t {
   char isa[32]; /* the code that runs there: "avx2", "sm_90" */
 } rmsnorm_device_info_t;
 
-#define RMSNORM_DEVICE_INFO_INIT {sizeof(rmsnorm_device_info_t), 0, 0, 0, 0, 0, 0, 0, 0, {0}, {0}}
+#define RMSNORM_DEVICE_INFO_INIT                                      \
+  {                                                                   \
+    sizeof(rmsnorm_device_info_t), 0, 0, 0, 0, 0, 0, 0, 0, {0}, { 0 } \
+  }
 
 /* Zeroes struct_size bytes at info, then sets info->struct_size. Never fails. */
 RMSNORM_API void rmsnorm_device_info_init(void *info, size_t struct_size);
 
 /* The number of devices. CUDA: 0 and success where there is no driver or none of its devices.
- * Errors: NULL (count), VALUE or NEWER_LIBRARY (device), BACKEND_NOT_BUILT, DRIVER_TOO_OLD,
+ * Errors: NULL (count), NEWER_LIBRARY (device), BACKEND_NOT_BUILT, DRIVER_TOO_OLD,
  * CUDA. */
 RMSNORM_API rmsnorm_status_t rmsnorm_device_count(rmsnorm_device_t device, int32_t *count);
 
@@ -222,7 +227,7 @@ typedef struct rmsnorm_context_options_t {
 } rmsnorm_context_options_t;
 
 #define RMSNORM_CONTEXT_OPTIONS_INIT \
-  {sizeof(rmsnorm_context_options_t), RMSNORM_DEVICE_CPU, 0, 0, 0, NULL, NULL, NULL, NULL}
+  { sizeof(rmsnorm_context_options_t), RMSNORM_DEVICE_CPU, 0, 0, 0, NULL, NULL, NULL, NULL }
 
 /* Zeroes struct_size bytes at options, then sets its struct_size. Never fails. */
 RMSNORM_API void rmsnorm_context_options_init(void *options, size_t struct_size);
@@ -241,8 +246,9 @@ RMSNORM_API void rmsnorm_context_destroy(rmsnorm_context_t *context);
 /* ---- Numerics -------------------------------------------------------------------------------- */
 /*
  * ulp: the distance between the neighbours of the exact result in the output's dtype. "Exact" is
- * the formula in real arithmetic on the given elements, h after its rounding. Every bound is
- * tested.
+ * the formula in real arithmetic on the given elements, h after its rounding; with
+ * RMSNORM_ROUNDING_LLAMA each of the two roundings keeps y's bound for its own argument. Every
+ * bound is tested.
  *
  * CPU. y: at most 0.501 ulp for fp32, fp16 and bf16, 2 ulp for fp64, for every finite h; with a
  *   bias, plus 2^-48 of |h * rstd * weight|, which only shows where the two cancel. rstd: 0.501 ulp
@@ -311,7 +317,7 @@ typedef struct rmsnorm_forward_params_t {
   int64_t groups;       /* 0 is read as 1 */
   int64_t cols;         /* 1 or more */
   double eps;           /* 0 or more, finite; 0 means 0 */
-  double weight_offset; /* finite; 0 or of magnitude 2^-126 to below 2^128, unless all is fp64 */
+  double weight_offset; /* finite; unless all is fp64: 0, or a normal fp32 magnitude */
   rmsnorm_rounding_t rounding;
   uint32_t flags; /* RMSNORM_FLAG_OVERLAP */
   rmsnorm_input_t x;
@@ -323,10 +329,12 @@ typedef struct rmsnorm_forward_params_t {
   rmsnorm_tensor_t rstd;         /* optional */
 } rmsnorm_forward_params_t;
 
-#define RMSNORM_FORWARD_PARAMS_INIT                                                           \
-  {sizeof(rmsnorm_forward_params_t), 0, 0, 0, 0.0, 0.0, RMSNORM_ROUNDING_ONCE, 0,             \
-   RMSNORM_INPUT_INIT, RMSNORM_INPUT_INIT, RMSNORM_INPUT_INIT, RMSNORM_INPUT_INIT,            \
-   RMSNORM_TENSOR_INIT, RMSNORM_TENSOR_INIT, RMSNORM_TENSOR_INIT}
+#define RMSNORM_FORWARD_PARAMS_INIT                                                     \
+  {                                                                                     \
+    sizeof(rmsnorm_forward_params_t), 0, 0, 0, 0.0, 0.0, RMSNORM_ROUNDING_ONCE, 0,      \
+        RMSNORM_INPUT_INIT, RMSNORM_INPUT_INIT, RMSNORM_INPUT_INIT, RMSNORM_INPUT_INIT, \
+        RMSNORM_TENSOR_INIT, RMSNORM_TENSOR_INIT, RMSNORM_TENSOR_INIT                   \
+  }
 
 /* Zeroes struct_size bytes at params, then sets its struct_size. Never fails. */
 RMSNORM_API void rmsnorm_forward_params_init(void *params, size_t struct_size);
@@ -373,9 +381,10 @@ RMSNORM_API rmsnorm_status_t rmsnorm_forward_kernel_name(const rmsnorm_context_t
  * the gradient of both x and residual; dresidual receives the same value in a dtype of its own.
  * dresidual_out is the gradient that arrives at residual_out by other ways. rstd is forward's;
  * absent, or in a row where it is 0, Inf or subnormal, it is computed from x and eps. An absent
- * weight is 1, and dweight is still defined. dweight.group_stride equals weight's where both are
- * present. rounding is ignored: a cast differentiates as the identity. rows 0: dweight and dbias
- * become 0, or stay with ACCUMULATE. At least one output is present.
+ * weight is 1, and dweight is still defined. weight, dweight and dbias are all shared by the
+ * groups (group_stride 0) or all per group. rounding is ignored: a cast differentiates as the
+ * identity. rows 0: dweight and dbias become 0, or stay with ACCUMULATE. At least one output is
+ * present.
  *
  * Memory: dx may be dy, x or dresidual_out (same data, strides and dtype); the rest as in forward.
  */
@@ -399,11 +408,13 @@ typedef struct rmsnorm_backward_params_t {
   rmsnorm_tensor_t dbias;        /* optional */
 } rmsnorm_backward_params_t;
 
-#define RMSNORM_BACKWARD_PARAMS_INIT                                                          \
-  {sizeof(rmsnorm_backward_params_t), 0, 0, 0, 0.0, 0.0, RMSNORM_ROUNDING_ONCE, 0,            \
-   RMSNORM_INPUT_INIT, RMSNORM_INPUT_INIT, RMSNORM_INPUT_INIT, RMSNORM_INPUT_INIT,            \
-   RMSNORM_INPUT_INIT, RMSNORM_TENSOR_INIT, RMSNORM_TENSOR_INIT, RMSNORM_TENSOR_INIT,         \
-   RMSNORM_TENSOR_INIT}
+#define RMSNORM_BACKWARD_PARAMS_INIT                                                       \
+  {                                                                                        \
+    sizeof(rmsnorm_backward_params_t), 0, 0, 0, 0.0, 0.0, RMSNORM_ROUNDING_ONCE, 0,        \
+        RMSNORM_INPUT_INIT, RMSNORM_INPUT_INIT, RMSNORM_INPUT_INIT, RMSNORM_INPUT_INIT,    \
+        RMSNORM_INPUT_INIT, RMSNORM_TENSOR_INIT, RMSNORM_TENSOR_INIT, RMSNORM_TENSOR_INIT, \
+        RMSNORM_TENSOR_INIT                                                                \
+  }
 
 /* Zeroes struct_size bytes at params, then sets its struct_size. Never fails. */
 RMSNORM_API void rmsnorm_backward_params_init(void *params, size_t struct_size);
@@ -411,13 +422,11 @@ RMSNORM_API void rmsnorm_backward_params_init(void *params, size_t struct_size);
 /* Arguments, workspace and errors as in rmsnorm_forward. */
 RMSNORM_API rmsnorm_status_t rmsnorm_backward(const rmsnorm_context_t *context,
                                               const rmsnorm_backward_params_t *params,
-                                              void *workspace, size_t workspace_size,
-                                              void *stream);
+                                              void *workspace, size_t workspace_size, void *stream);
 
 /* As rmsnorm_forward_workspace_size. */
-RMSNORM_API rmsnorm_status_t
-rmsnorm_backward_workspace_size(const rmsnorm_context_t *context,
-                                const rmsnorm_backward_params_t *params, size_t *size);
+RMSNORM_API rmsnorm_status_t rmsnorm_backward_workspace_size(
+    const rmsnorm_context_t *context, const rmsnorm_backward_params_t *params, size_t *size);
 
 /* As rmsnorm_forward_kernel_name. */
 RMSNORM_API rmsnorm_status_t rmsnorm_backward_kernel_name(const rmsnorm_context_t *context,

@@ -25,9 +25,11 @@ rmsnorm_status_t check_pointers(const rmsnorm_context_t &context, const Problem 
   const auto ask = context.backend->check_pointer;
   if (ask == nullptr || (context.flags & RMSNORM_CONTEXT_CHECK_POINTERS) == 0)
     return RMSNORM_SUCCESS;
-  for (const Tensor<Problem> &row : table)
-    if (const void *data = (problem.*row.view).data)
-      RMSNORM_TRY(ask(context.state, row.name, data));
+  for (const Tensor<Problem> &row : table) {
+    const bool empty = problem.rows == 0 && row.extent != Extent::kVector;
+    if ((problem.*row.view).present() && !empty)
+      RMSNORM_TRY(ask(context.state, row.name, (problem.*row.view).data));
+  }
   if (launch.workspace != nullptr) RMSNORM_TRY(ask(context.state, "workspace", launch.workspace));
   return RMSNORM_SUCCESS;
 }
@@ -41,6 +43,9 @@ rmsnorm_status_t run(const rmsnorm_context_t *context, const Params *params,
                      const Tensor<Problem> (&table)[kCount], void *workspace, size_t workspace_size,
                      void *stream) {
   RMSNORM_TRY(check_context(context));
+  if (stream != nullptr && !context->backend->has_streams)
+    return fail(RMSNORM_ERROR_STREAM, "stream = %p, but the CPU has no streams: it must be NULL",
+                stream);
   Problem problem;
   RMSNORM_TRY(make_problem(params, Check::kMemory, &problem));
   const Operation<Problem> &op = operation(*context->backend, problem);

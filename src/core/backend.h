@@ -35,6 +35,7 @@ struct Backend {
   rmsnorm_status_t (*check_pointer)(const void *state, const char *argument, const void *pointer);
   Operation<ForwardProblem> forward;
   Operation<BackwardProblem> backward;
+  bool has_streams = false;  // else a call's stream must be NULL
 };
 
 extern const Backend kCpuBackend;

@@ -85,7 +85,8 @@ rmsnorm_status_t read_scalars(const Params &params, uint32_t known_flags, Proble
                 "rounding = %d is unknown here: it needs a newer library", (int)params.rounding);
   if (const uint32_t unknown = params.flags & ~known_flags)
     return fail(RMSNORM_ERROR_NEWER_LIBRARY,
-                "flags has unknown bits 0x%x: they need a newer library", unknown);
+                "flags has bits 0x%x that this operation does not know: they need a newer library",
+                unknown);
   problem->overlap = (params.flags & RMSNORM_FLAG_OVERLAP) != 0;
   return RMSNORM_SUCCESS;
 }

@@ -118,21 +118,23 @@ rmsnorm_status_t finish(const State &state, const BackwardProblem &problem, cons
 }  // namespace
 
 size_t backward_workspace_size(const void *, const BackwardProblem &problem) {
-  return make_plan(problem).workspace;
+  // The larger of both: whether dweight is per group is told by a stride, and the size must not be.
+  BackwardProblem other = problem;
+  other.per_group = !problem.per_group;
+  return std::max(make_plan(problem).workspace, make_plan(other).workspace);
 }
 
 void backward_kernel_name(const void *state, const BackwardProblem &problem, char *name) {
-  const Plan plan = make_plan(problem);
-  std::snprintf(name, RMSNORM_KERNEL_NAME_SIZE, "cpu_%s_backward%s blocks=%lld",
+  const rmsnorm_dtype_t dtype = common_dtype(problem);
+  std::snprintf(name, RMSNORM_KERNEL_NAME_SIZE, "cpu_%s_backward_%s_b%lld",
                 static_cast<const State *>(state)->rows->isa,
-                problem.x.dtype == RMSNORM_DTYPE_F64 ? "_fp64" : "",
-                static_cast<long long>(plan.blocks));
+                dtype == RMSNORM_DTYPE_NONE ? "mixed" : dtype_name(dtype),
+                static_cast<long long>(make_plan(problem).blocks));
 }
 
 rmsnorm_status_t backward(const void *opaque, const BackwardProblem &problem,
                           const Launch &launch) {
   const State &state = *static_cast<const State *>(opaque);
-  RMSNORM_TRY(check_stream(launch));
   const Plan plan = make_plan(problem);
   char *const memory = plan.workspace == 0 ? nullptr : align_up(launch.workspace);
   RMSNORM_TRY(each_task(state, plan.blocks, [&](int64_t index) {

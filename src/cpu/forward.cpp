@@ -18,14 +18,14 @@ constexpr int64_t kMostTasks = 1024;
 size_t forward_workspace_size(const void *, const ForwardProblem &) { return 0; }
 
 void forward_kernel_name(const void *state, const ForwardProblem &problem, char *name) {
-  const bool fp64 = problem.x.dtype == RMSNORM_DTYPE_F64;
-  std::snprintf(name, RMSNORM_KERNEL_NAME_SIZE, "cpu_%s_forward%s",
-                static_cast<const State *>(state)->rows->isa, fp64 ? "_fp64" : "");
+  const rmsnorm_dtype_t dtype = common_dtype(problem);
+  std::snprintf(name, RMSNORM_KERNEL_NAME_SIZE, "cpu_%s_forward_%s",
+                static_cast<const State *>(state)->rows->isa,
+                dtype == RMSNORM_DTYPE_NONE ? "mixed" : dtype_name(dtype));
 }
 
-rmsnorm_status_t forward(const void *opaque, const ForwardProblem &problem, const Launch &launch) {
+rmsnorm_status_t forward(const void *opaque, const ForwardProblem &problem, const Launch &) {
   const State &state = *static_cast<const State *>(opaque);
-  RMSNORM_TRY(check_stream(launch));
   const int64_t rows = problem.rows * problem.groups;
   if (rows == 0) return RMSNORM_SUCCESS;
   const int64_t rows_a_task = std::max<int64_t>(1, kTaskElements / problem.cols);

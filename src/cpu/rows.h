@@ -21,6 +21,32 @@ constexpr int64_t kLanes = 16;  // columns of a block: sums over columns have th
 
 static inline int64_t padded_cols(int64_t cols) { return (cols + kLanes - 1) / kLanes * kLanes; }
 
+// The dtype that all present tensors have, or NONE if they differ.
+static inline rmsnorm_dtype_t common_dtype(const View *const *views, int count) {
+  rmsnorm_dtype_t common = RMSNORM_DTYPE_NONE;
+  for (int i = 0; i < count; ++i) {
+    if (views[i]->dtype == RMSNORM_DTYPE_NONE) continue;
+    if (common != RMSNORM_DTYPE_NONE && views[i]->dtype != common) return RMSNORM_DTYPE_NONE;
+    common = views[i]->dtype;
+  }
+  return common;
+}
+
+// Of the tensors of elements and the weights: rstd is fp32 beside all others.
+static inline rmsnorm_dtype_t common_dtype(const ForwardProblem &problem) {
+  const View *const views[] = {&problem.x,    &problem.residual, &problem.weight,
+                               &problem.bias, &problem.y,        &problem.residual_out};
+  return common_dtype(views, 6);
+}
+
+// dweight and dbias are rounded apart, whatever their dtype.
+static inline rmsnorm_dtype_t common_dtype(const BackwardProblem &problem) {
+  const View *const views[] = {&problem.dy,     &problem.x,
+                               &problem.weight, &problem.dresidual_out,
+                               &problem.dx,     &problem.dresidual};
+  return common_dtype(views, 6);
+}
+
 struct GradientSums {
   char *dweight, *dbias;  // NULL: not asked for
 };

@@ -13,12 +13,6 @@ Part part_of(int64_t count, int64_t parts, int64_t index) {
   return {begin, begin + each + (index < longer ? 1 : 0)};
 }
 
-rmsnorm_status_t check_stream(const Launch &launch) {
-  if (launch.stream == nullptr) return RMSNORM_SUCCESS;
-  return fail(RMSNORM_ERROR_STREAM, "stream = %p, but the CPU has no streams: it must be NULL",
-              launch.stream);
-}
-
 rmsnorm_status_t run_tasks(const State &state, int64_t count, rmsnorm_task_t task, void *arg) {
   if (count == 0) return RMSNORM_SUCCESS;
   if (state.parallel_for == nullptr) {

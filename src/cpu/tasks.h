@@ -23,9 +23,6 @@ struct Part {
 };
 Part part_of(int64_t count, int64_t parts, int64_t index);
 
-// A CPU call's stream is NULL.
-rmsnorm_status_t check_stream(const Launch &launch);
-
 rmsnorm_status_t run_tasks(const State &state, int64_t count, rmsnorm_task_t task, void *arg);
 
 // body(index) for each index in [0, count).

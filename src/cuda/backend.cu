@@ -183,6 +183,6 @@ rmsnorm_status_t KernelVisitor::visit(const void *kernel, bool needs_shared_memo
 
 const Backend kCudaBackend = {"cuda",         cuda::device_count, cuda::device_info,
                               cuda::create,   cuda::destroy,      cuda::check_pointer,
-                              cuda::kForward, cuda::kBackward};
+                              cuda::kForward, cuda::kBackward,    true};
 
 }  // namespace rmsnorm

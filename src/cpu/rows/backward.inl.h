@@ -1,8 +1,8 @@
-// Backward for fp32, fp16 and bf16, in fp64 throughout (the largest number on the way is near
-// 2^950, the smallest that matters near 2^-1000). Two passes over a row while it is in cache: sum w
-// * dy * x (and x^2, if rstd has to be computed); then write dx and add the row's terms to the
-// gradient sums. Within a block everything is read before dx is written: dx may be dy, x or
-// dresidual_out. Included inside the isa file's namespace.
+// Backward for fp32, fp16 and bf16, in fp64 throughout: the largest number on the way is near
+// 2^900, and what is lost below 2^-1022 is far below the smallest result. Two passes over a row
+// while it is in cache: sum w * dy * x (and x^2, if rstd has to be computed); then write dx and add
+// the row's terms to the gradient sums. Within a block everything is read before dx is written: dx
+// may be dy, x or dresidual_out. Included inside the isa file's namespace.
 
 struct BackwardRow {
   Elements dy, x, weight, dresidual_out, dx, dresidual;

@@ -1,6 +1,6 @@
-// One row of one tensor: 16 elements at a time into doubles and back, by the dtype at run time. The
-// end of a row goes through a buffer of 16 elements filled up with zeros, so that it takes the same
-// code as the rest: a zero changes no sum. Included inside the isa file's namespace.
+// One row of one tensor: 16 elements at a time into doubles and back. The end of a row goes through
+// a buffer of 16 elements filled up with zeros, so that it takes the same code as the rest: a zero
+// changes no sum. Included inside the isa file's namespace.
 
 [[gnu::always_inline]] inline Block broadcast(double value) {
   Block block;

@@ -1,6 +1,6 @@
 // Forward for fp32, fp16 and bf16: everything in fp64, where no square, sum or product of such
-// numbers leaves the range (the largest y before rounding is near 2^300, the smallest nonzero
-// square 2^-298). Two passes over a row while it is in cache: read, add the residual, sum the
+// numbers leaves the normal range (they lie between 2^-840 and 2^200, whatever eps and
+// weight_offset). Two passes over a row while it is in cache: read, add the residual, sum the
 // squares; then read again, scale and write. Included inside the isa file's namespace.
 
 struct ForwardRow {
@@ -30,21 +30,30 @@ struct ForwardRow {
   return load_doubles(a);
 }
 
-// x; or with kAdds, x + residual rounded to h's dtype. Once: with x and residual of that dtype, or
-// an fp32 h, the way through fp64 and fp32 changes nothing (a sum of two p-bit numbers, rounded to
-// 2p + 2 bits on the way).
-template <rmsnorm_dtype_t kDtype, bool kAdds>
-[[gnu::always_inline]] inline Block load_h(const ForwardRow &row, rmsnorm_dtype_t h_dtype,
-                                           int64_t col, int64_t count) {
-  if constexpr (!kAdds) return load<kDtype>(row.x, col, count);
+// x + residual, to be rounded to h's dtype. That is rounding the exact sum once: with x and
+// residual of h's dtype, or an fp32 h, the way through fp64 and fp32 changes nothing (a sum of two
+// p-bit numbers, rounded to 2p + 2 bits on the way).
+template <rmsnorm_dtype_t kDtype>
+[[gnu::always_inline]] inline Block add_residual(const ForwardRow &row, rmsnorm_dtype_t h_dtype,
+                                                 int64_t col, int64_t count) {
   const Block x = load<kDtype>(row.x, col, count);
   const Block residual = load<kDtype>(row.residual, col, count);
   const bool plain = kDtype != kAny || h_dtype == RMSNORM_DTYPE_F32 ||
                      (row.x.dtype == h_dtype && row.residual.dtype == h_dtype);
-  return round_to<kDtype>(plain ? x + residual : add_to_odd(x, residual), h_dtype);
+  return plain ? x + residual : add_to_odd(x, residual);
 }
 
-// Writes residual_out, and sums the squares of h.
+// h; with kAdds and residual_out, stores it there.
+template <rmsnorm_dtype_t kDtype, bool kAdds>
+[[gnu::always_inline]] inline Block make_h(const ForwardRow &row, rmsnorm_dtype_t h_dtype,
+                                           int64_t col, int64_t count) {
+  if constexpr (!kAdds) return load<kDtype>(row.x, col, count);
+  const Block sum = add_residual<kDtype>(row, h_dtype, col, count);
+  if (!row.residual_out.present()) return round_to<kDtype>(sum, h_dtype);
+  store<kDtype>(sum, row.residual_out, col, count);
+  return load<kDtype>(row.residual_out, col, count);
+}
+
 template <rmsnorm_dtype_t kDtype, bool kAdds>
 double forward_rstd(const ForwardProblem &problem, const ForwardRow row) {
   const rmsnorm_dtype_t h_dtype = problem.h_dtype;
@@ -54,9 +63,7 @@ double forward_rstd(const ForwardProblem &problem, const ForwardRow row) {
         Block sum = broadcast(0);
         each_block(
             begin, end, [&](int64_t col, int64_t count) __attribute__((always_inline)) {
-              const Block h = load_h<kDtype, kAdds>(row, h_dtype, col, count);
-              if (kAdds && row.residual_out.present())
-                store<kDtype>(h, row.residual_out, col, count);
+              const Block h = make_h<kDtype, kAdds>(row, h_dtype, col, count);
               sum = sum + h * h;
             });
         squares = squares + sum;
@@ -72,7 +79,7 @@ void write_y(const ForwardProblem &problem, const ForwardRow row, double rstd) {
   const Block no_weight = broadcast(1) + offset;
   each_block(
       0, problem.cols, [&](int64_t col, int64_t count) __attribute__((always_inline)) {
-        Block y = load_h<kDtype, kAdds>(row, h_dtype, col, count) * scale;
+        Block y = make_h<kDtype, kAdds>(row, h_dtype, col, count) * scale;
         if (llama) y = round_to<kDtype>(y, h_dtype);
         if (row.weight.present()) y = y * (load<kDtype>(row.weight, col, count) + offset);
         else y = y * no_weight;
@@ -97,6 +104,6 @@ void forward_row(const ForwardProblem &problem, int64_t index_row, int64_t group
     __builtin_memcpy(elements(problem.rstd, index_row, group).data, &rounded, sizeof rounded);
   }
   if (adds && !row.residual_out.present()) return write_y<kDtype, true>(problem, row, rstd);
-  if (adds) row.x = row.residual_out;
+  if (adds) row.x = row.residual_out;  // which holds h
   write_y<kDtype, false>(problem, row, rstd);
 }

@@ -1,6 +1,6 @@
 // The functions of an instruction set's table: loops over rows, and the end of the gradient sums.
-// The isa file has defined Vec, the loads and the stores; this pulls in the rest of the algorithms.
-// Included inside its namespace.
+// The isa file has defined Block, its loads and its stores; this pulls in the algorithms. Included
+// inside its namespace.
 
 #include "cpu/rows/elements.inl.h"
 #include "cpu/rows/wide.inl.h"
@@ -20,26 +20,12 @@ template <class Body>
   }
 }
 
-// The dtype that all present tensors have, or kAny.
-template <int kCount>
-rmsnorm_dtype_t common_dtype(const View *const (&views)[kCount]) {
-  rmsnorm_dtype_t common = kAny;
-  for (const View *view : views) {
-    if (view->dtype == RMSNORM_DTYPE_NONE) continue;
-    if (common != kAny && view->dtype != common) return kAny;
-    common = view->dtype;
-  }
-  return common;
-}
-
 void forward(const ForwardProblem &problem, int64_t begin, int64_t end) {
   const auto rows = [&](void (*one)(const ForwardProblem &, int64_t, int64_t)) {
     each_row(begin, end, problem.groups,
              [&](int64_t row, int64_t group) { one(problem, row, group); });
   };
-  const View *const views[] = {&problem.x,    &problem.residual, &problem.weight,
-                               &problem.bias, &problem.y,        &problem.residual_out};
-  switch (common_dtype(views)) {
+  switch (common_dtype(problem)) {
     case RMSNORM_DTYPE_F64: return rows(forward_row_f64);
     case RMSNORM_DTYPE_F32: return rows(forward_row<RMSNORM_DTYPE_F32>);
     case RMSNORM_DTYPE_F16: return rows(forward_row<RMSNORM_DTYPE_F16>);
@@ -55,10 +41,7 @@ void backward(const BackwardProblem &problem, int64_t begin, int64_t end,
         each_row(begin, end, problem.groups,
                  [&](int64_t row, int64_t group) { one(problem, sums, row, group); });
       };
-  const View *const views[] = {&problem.dy,     &problem.x,
-                               &problem.weight, &problem.dresidual_out,
-                               &problem.dx,     &problem.dresidual};
-  switch (common_dtype(views)) {
+  switch (common_dtype(problem)) {
     case RMSNORM_DTYPE_F64: return rows(backward_row_f64);
     case RMSNORM_DTYPE_F32: return rows(backward_row<RMSNORM_DTYPE_F32>);
     case RMSNORM_DTYPE_F16: return rows(backward_row<RMSNORM_DTYPE_F16>);
