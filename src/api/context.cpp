@@ -1,5 +1,6 @@
 // Devices and contexts: choose the backend's table, read the options, keep them with the backend's
 // state.
+#include "core/memory.h"
 #include "core/context.h"
 
 #include <cstring>
@@ -93,11 +94,11 @@ rmsnorm_status_t rmsnorm_context_create(const rmsnorm_context_options_t *given,
   RMSNORM_TRY(read_options(given, &options));
   const Backend *backend = nullptr;
   RMSNORM_TRY(find_backend(options.device, &backend));
-  rmsnorm_context_t *created = new (std::nothrow) rmsnorm_context_t();
+  rmsnorm_context_t *created = make_object<rmsnorm_context_t>();
   if (created == nullptr) return fail(RMSNORM_ERROR_OUT_OF_MEMORY, "no memory for a context");
   const rmsnorm_status_t status = backend->create(options, &created->state);
   if (status != RMSNORM_SUCCESS) {
-    delete created;
+    free_object(created);
     return status;
   }
   created->backend = backend;
@@ -112,7 +113,7 @@ rmsnorm_status_t rmsnorm_context_create(const rmsnorm_context_options_t *given,
 void rmsnorm_context_destroy(rmsnorm_context_t *context) {
   if (context == nullptr) return;
   context->backend->destroy(context->state);
-  delete context;
+  free_object(context);
 }
 
 }  // extern "C"

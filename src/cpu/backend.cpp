@@ -1,4 +1,5 @@
 // The CPU backend's table, and what it says about the machine.
+#include "core/memory.h"
 #include "core/backend.h"
 
 #include <unistd.h>
@@ -73,13 +74,14 @@ rmsnorm_status_t device_info(int32_t ordinal, rmsnorm_device_info_t *info) {
 
 rmsnorm_status_t create(const rmsnorm_context_options_t &options, void **state) {
   RMSNORM_TRY(check_ordinal(options.ordinal));
-  *state =
-      new (std::nothrow) State{&chosen_rows(), options.parallel_for, options.parallel_for_user};
-  if (*state == nullptr) return fail(RMSNORM_ERROR_OUT_OF_MEMORY, "no memory for a context");
+  State *made = make_object<State>();
+  if (made == nullptr) return fail(RMSNORM_ERROR_OUT_OF_MEMORY, "no memory for a context");
+  *made = {&chosen_rows(), options.parallel_for, options.parallel_for_user};
+  *state = made;
   return RMSNORM_SUCCESS;
 }
 
-void destroy(void *state) { delete static_cast<State *>(state); }
+void destroy(void *state) { free_object(static_cast<State *>(state)); }
 
 }  // namespace
 

@@ -3,6 +3,7 @@
 #include <cstdio>
 #include <new>
 
+#include "core/memory.h"
 #include "core/backend.h"
 #include "cuda/operations.h"
 
@@ -128,13 +129,13 @@ rmsnorm_status_t prepare_kernels(State *state, bool all) {
 void destroy(void *opaque) {
   State *state = static_cast<State *>(opaque);
   if (state->primary != nullptr) state->driver.release_primary(state->device);
-  delete state;
+  free_object(state);
 }
 
 rmsnorm_status_t create(const rmsnorm_context_options_t &options, void **opaque) {
   ErrorScope scope;
   RMSNORM_TRY(check_device(options.ordinal));
-  State *state = new (std::nothrow) State();
+  State *state = make_object<State>();
   if (state == nullptr) return fail(RMSNORM_ERROR_OUT_OF_MEMORY, "no memory for a context");
   rmsnorm_status_t status = read_state(state, options.ordinal);
   if (status == RMSNORM_SUCCESS)
@@ -181,8 +182,14 @@ rmsnorm_status_t KernelVisitor::visit(const void *kernel, bool needs_shared_memo
 
 }  // namespace cuda
 
-const Backend kCudaBackend = {"cuda",         cuda::device_count, cuda::device_info,
-                              cuda::create,   cuda::destroy,      cuda::check_pointer,
-                              cuda::kForward, cuda::kBackward,    true};
+const Backend kCudaBackend = {"cuda",
+                              cuda::device_count,
+                              cuda::device_info,
+                              cuda::create,
+                              cuda::destroy,
+                              cuda::check_pointer,
+                              {cuda::workspace_size, cuda::kernel_name, cuda::run},
+                              {cuda::workspace_size, cuda::kernel_name, cuda::run},
+                              true};
 
 }  // namespace rmsnorm

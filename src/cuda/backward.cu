@@ -304,6 +304,8 @@ class Run {
   bool launched_ = false;
 };
 
+}  // namespace
+
 size_t workspace_size(const void *state, const BackwardProblem &p) {
   // The larger of both: the size must not depend on strides.
   const State &own = *static_cast<const State *>(state);
@@ -327,10 +329,6 @@ rmsnorm_status_t run(const void *state, const BackwardProblem &p, const Launch &
   RMSNORM_TRY(guard.status());
   return Run(*static_cast<const State *>(state), p, call).run();
 }
-
-}  // namespace
-
-const Operation<BackwardProblem> kBackward = {workspace_size, kernel_name, run};
 
 rmsnorm_status_t visit_backward_kernels(const KernelVisitor &visitor) {
   for (const rmsnorm_dtype_t dtype : kRowDtypes)

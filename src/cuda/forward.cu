@@ -70,6 +70,8 @@ Plan plan_of(const State &state, const ForwardProblem &p) {
                          state.shared_memory)};
 }
 
+}  // namespace
+
 size_t workspace_size(const void *, const ForwardProblem &) { return 0; }
 
 void kernel_name(const void *state, const ForwardProblem &p, char *name) {
@@ -137,10 +139,6 @@ rmsnorm_status_t run(const void *opaque, const ForwardProblem &p, const Launch &
   }
   return RMSNORM_SUCCESS;
 }
-
-}  // namespace
-
-const Operation<ForwardProblem> kForward = {workspace_size, kernel_name, run};
 
 const void *any_kernel() { return reinterpret_cast<const void *>(forward_exact<false>); }
 

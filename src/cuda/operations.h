@@ -6,8 +6,12 @@
 
 namespace rmsnorm::cuda {
 
-extern const Operation<ForwardProblem> kForward;
-extern const Operation<BackwardProblem> kBackward;
+size_t workspace_size(const void *state, const ForwardProblem &problem);
+void kernel_name(const void *state, const ForwardProblem &problem, char *name);
+rmsnorm_status_t run(const void *state, const ForwardProblem &problem, const Launch &launch);
+size_t workspace_size(const void *state, const BackwardProblem &problem);
+void kernel_name(const void *state, const BackwardProblem &problem, char *name);
+rmsnorm_status_t run(const void *state, const BackwardProblem &problem, const Launch &launch);
 
 // The row kernels' instantiations; NONE stands for mixed dtypes, switched at run time.
 constexpr rmsnorm_dtype_t kRowDtypes[] = {RMSNORM_DTYPE_BF16, RMSNORM_DTYPE_F16, RMSNORM_DTYPE_F32,

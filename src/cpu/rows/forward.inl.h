@@ -75,10 +75,12 @@ template <rmsnorm_dtype_t kDtype, bool kAdds>
 void write_y(const ForwardProblem &problem, const ForwardRow row, double rstd) {
   const rmsnorm_dtype_t h_dtype = problem.h_dtype;
   const bool llama = problem.llama;
+  const int64_t cols = problem.cols;
   const Block scale = broadcast(rstd), offset = broadcast(problem.weight_offset);
   const Block no_weight = broadcast(1) + offset;
   each_block(
       0, problem.cols, [&](int64_t col, int64_t count) __attribute__((always_inline)) {
+        __builtin_prefetch(address<kDtype>(row.x, col + cols));
         Block y = make_h<kDtype, kAdds>(row, h_dtype, col, count) * scale;
         if (llama) y = round_to<kDtype>(y, h_dtype);
         if (row.weight.present()) y = y * (load<kDtype>(row.weight, col, count) + offset);

@@ -435,6 +435,7 @@ __global__ void __launch_bounds__(kBackwardThreads<V>, kBackwardBlocks<V>)
     float *const out = a.partial + (int64_t(blockIdx.x) * a.chunks + chunk) * int64_t(padded);
     rows_in_sum = 0;
     ++chunk;
+    __syncwarp();  // the rows above may have parted a warp, and a barrier counts warps
     if (groups > 1) {
       float *const group_sum = combined + place * padded;
 #pragma unroll

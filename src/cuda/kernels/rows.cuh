@@ -41,6 +41,7 @@ struct Tasks {
 
 // Waits for the threads of one row alone; `row` < 15 is the row's place in the block.
 __device__ inline void row_barrier(int row, int threads) {
+  __syncwarp();  // bar.sync counts warps: each must arrive whole
   asm volatile("bar.sync %0, %1;" ::"r"(row + 1), "r"(threads) : "memory");
 }
 
