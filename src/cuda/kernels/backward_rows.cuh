@@ -110,6 +110,20 @@ __device__ inline void write_parts(float *to, int lane, int threads, const float
         make_float4(in[i], in[i + 1], in[i + 2], in[i + 3]);
 }
 
+// Adds the groups' dweight, each laid out by write_parts, in the groups' order, and writes the sums
+// in the columns' order. All threads of the block take part.
+__device__ inline void add_groups(const float *combined, float *out, int width, int threads,
+                                  int groups, int padded) {
+  for (int i = threadIdx.y * threads + threadIdx.x; i < padded; i += threads * groups) {
+    double sum = 0;
+    for (int group = 0; group < groups; ++group) sum += double(combined[group * padded + i]);
+    const int part = i / (4 * threads),
+              lane = i / 4 % threads;  // part: of 4 of a vector's elements
+    const int parts = width / 4;
+    out[(part / parts * threads + lane) * width + part % parts * 4 + i % 4] = float(sum);
+  }
+}
+
 // ---- Rows outside fp32's comfortable range, in fp64
 // ----------------------------------------------
 //
@@ -435,33 +449,26 @@ __global__ void __launch_bounds__(kBackwardThreads<V>, kBackwardBlocks<V>)
     float *const out = a.partial + (int64_t(blockIdx.x) * a.chunks + chunk) * int64_t(padded);
     rows_in_sum = 0;
     ++chunk;
-    __syncwarp();  // the rows above may have parted a warp, and a barrier counts warps
-    if (groups > 1) {
-      float *const group_sum = combined + place * padded;
+    if (groups == 1) {
 #pragma unroll
       for (int v = 0; v < V; ++v)
-        write_parts(group_sum + v * W * threads, lane, threads, dweight[v]);
-      for (int half = groups / 2; half > 0; half /= 2) {
-        __syncthreads();
-        if (place < half)
-          for (int i = lane; i < padded; i += threads) group_sum[i] += group_sum[i + half * padded];
-      }
-      __syncthreads();
-    }
-#pragma unroll
-    for (int v = 0; v < V; ++v) {
-      if (groups > 1 && place == 0)
-        read_parts(combined + v * W * threads, lane, threads, dweight[v]);
-      if (place == 0) {
 #pragma unroll
         for (int i = 0; i < W; i += 4)
           *reinterpret_cast<float4 *>(out + column(v) + i) =
               make_float4(dweight[v][i], dweight[v][i + 1], dweight[v][i + 2], dweight[v][i + 3]);
-      }
+    } else {
+#pragma unroll
+      for (int v = 0; v < V; ++v)
+        write_parts(combined + place * padded + v * W * threads, lane, threads, dweight[v]);
+      __syncwarp();  // the rows above may have parted a warp, and a barrier counts warps
+      __syncthreads();
+      add_groups(combined, out, W, threads, groups, padded);
+      __syncthreads();  // the next flush writes where this one was read
+    }
+#pragma unroll
+    for (int v = 0; v < V; ++v)
 #pragma unroll
       for (int i = 0; i < W; ++i) dweight[v][i] = 0;
-    }
-    if (groups > 1) __syncthreads();  // the next flush writes where this one was read
   }
 }
 
