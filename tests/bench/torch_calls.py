@@ -1,5 +1,5 @@
-"""This library's calls on torch CUDA tensors, for side-by-side benchmarks of kernels: no checks, no allocation
-but for the workspace, the params built once per set of buffers.
+"""This library's calls on torch CUDA tensors, for side-by-side benchmarks of kernels: no checks, no
+allocation but for the workspace, the params built once per set of buffers.
 
     fwd(x, w, y)                  y = rmsnorm(x) * w
     bwd(dy, x, w, rstd, dx, dw)   rstd: fp32, one per row
@@ -91,8 +91,9 @@ class Call:
 
     def __call__(self):
         stream = torch.cuda.current_stream().cuda_stream
-        check(self.run(context, ctypes.byref(self.params), ctypes.c_void_p(self.workspace.data_ptr()),
-                       ctypes.c_size_t(self.size), ctypes.c_void_p(stream)))
+        check(self.run(context, ctypes.byref(self.params),
+                       ctypes.c_void_p(self.workspace.data_ptr()), ctypes.c_size_t(self.size),
+                       ctypes.c_void_p(stream)))
 
 
 calls = {}
@@ -115,8 +116,8 @@ def make_bwd(dy, x, w, rstd, dx, dw):
 
 
 def make_add(x, residual, w, y, h):
-    return Call("forward", params(Forward, x.shape, x=view(x), residual=view(residual), weight=view(w),
-                                  y=view(y), residual_out=view(h)))
+    return Call("forward", params(Forward, x.shape, x=view(x), residual=view(residual),
+                                  weight=view(w), y=view(y), residual_out=view(h)))
 
 
 def fwd(x, w, y): cached(make_fwd, x, w, y)

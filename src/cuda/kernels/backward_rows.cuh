@@ -7,7 +7,7 @@
 // later reads only its own slots (no barrier for the data); one barrier a row, for the mean. Vector
 // v of thread t is column (v * threads + t) * width: lanes by column, never by address.
 //
-// dweight: fp32 registers for kFlushRows rows, then the block's groups are added in a fixed tree
+// dweight: fp32 registers for kFlushRows rows, then the block's groups are added in order, in fp64,
 // and one partial row goes to the workspace; sum_partials adds those in fp64. So the error does not
 // grow with rows, and the tree depends on the shape and the grid alone.
 #pragma once
