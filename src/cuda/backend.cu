@@ -20,9 +20,6 @@ constexpr int lowest_compute_capability() {
   return lowest / 10;
 }
 
-// Shared memory that the kernels declare statically, at most.
-constexpr int kStaticSharedMemory = 8192;
-
 rmsnorm_status_t device_count(int32_t *count) {
   ErrorScope scope;
   int found = 0;
@@ -88,7 +85,7 @@ rmsnorm_status_t device_info(int32_t ordinal, rmsnorm_device_info_t *info) {
 
 rmsnorm_status_t read_state(State *state, int32_t ordinal) {
   state->ordinal = ordinal;
-  int shared_memory = 0, pageable = 0;
+  int shared_memory = 0, pageable = 0, clusters = 0;
   RMSNORM_TRY(compute_capability(ordinal, &state->compute_capability));
   if (state->compute_capability < lowest_compute_capability())
     return fail(RMSNORM_ERROR_ARCHITECTURE,
@@ -97,8 +94,13 @@ rmsnorm_status_t read_state(State *state, int32_t ordinal) {
   RMSNORM_TRY(attribute(cudaDevAttrMultiProcessorCount, ordinal, &state->multiprocessors));
   RMSNORM_TRY(attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin, ordinal, &shared_memory));
   RMSNORM_TRY(attribute(cudaDevAttrPageableMemoryAccess, ordinal, &pageable));
-  state->shared_memory = static_cast<size_t>(shared_memory - kStaticSharedMemory);
+  RMSNORM_TRY(attribute(cudaDevAttrClusterLaunch, ordinal, &clusters));
+  state->shared_memory = static_cast<size_t>(shared_memory);
   state->unregistered_memory = pageable != 0;
+  // 16 blocks are more than every device with clusters has: Hopper and Blackwell's data centre
+  // line.
+  const int major = state->compute_capability / 10;
+  state->cluster_limit = clusters == 0 ? 1 : major == 9 || major == 10 ? 16 : 8;
   RMSNORM_TRY(find_driver(&state->driver));
   CUresult result = state->driver.device_get(&state->device, ordinal);
   if (result == CUDA_SUCCESS) result = state->driver.retain_primary(&state->primary, state->device);
@@ -123,6 +125,7 @@ rmsnorm_status_t prepare_kernels(State *state, bool all) {
   if (const cudaError_t error = cudaFuncGetAttributes(&attributes, any_kernel()))
     return cuda_failure(error, "cudaFuncGetAttributes");
   state->dependent_launch = state->compute_capability >= 90 && attributes.ptxVersion >= 90;
+  if (!state->dependent_launch) state->cluster_limit = 1;
   return RMSNORM_SUCCESS;
 }
 
@@ -167,17 +170,21 @@ rmsnorm_status_t check_pointer(const void *opaque, const char *argument, const v
 
 }  // namespace
 
-rmsnorm_status_t KernelVisitor::visit(const void *kernel, bool needs_shared_memory) const {
-  cudaFuncAttributes attributes;
-  if (all)
-    if (const cudaError_t error = cudaFuncGetAttributes(&attributes, kernel))
-      return cuda_failure(error, "cudaFuncGetAttributes");
-  if (needs_shared_memory)
-    if (const cudaError_t error =
-            cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                                 static_cast<int>(state.shared_memory)))
-      return cuda_failure(error, "cudaFuncSetAttribute");
-  return RMSNORM_SUCCESS;
+rmsnorm_status_t KernelVisitor::visit(const void *kernel, int needs) const {
+  if (needs == KernelNeeds::kNothing && !all) return RMSNORM_SUCCESS;
+  cudaFuncAttributes attributes;  // asking loads the kernel
+  cudaError_t error = cudaFuncGetAttributes(&attributes, kernel);
+  const auto allow = [&](cudaFuncAttribute what, int value) {
+    if (error == cudaSuccess) error = cudaFuncSetAttribute(kernel, what, value);
+  };
+  if (needs & KernelNeeds::kSharedMemory) {
+    allow(cudaFuncAttributeMaxDynamicSharedMemorySize,
+          static_cast<int>(state.shared_memory - attributes.sharedSizeBytes));
+    allow(cudaFuncAttributePreferredSharedMemoryCarveout, cudaSharedmemCarveoutMaxShared);
+  }
+  if ((needs & KernelNeeds::kClusters) && state.cluster_limit > 8)
+    allow(cudaFuncAttributeNonPortableClusterSizeAllowed, 1);
+  return error == cudaSuccess ? RMSNORM_SUCCESS : cuda_failure(error, "preparing a kernel");
 }
 
 }  // namespace cuda

@@ -15,9 +15,9 @@ namespace {
 template <class T, bool kWhole, bool kPlain>
 const void *rows_kernel(int vectors) {
   switch (vectors) {
-    case 1: return reinterpret_cast<const void *>(backward_rows<T, 1, kWhole, kPlain>);
-    case 2: return reinterpret_cast<const void *>(backward_rows<T, 2, kWhole, kPlain>);
-    default: return reinterpret_cast<const void *>(backward_rows<T, 4, kWhole, kPlain>);
+    case 1: return reinterpret_cast<const void *>(backward_rows<T, 1, 2, kWhole, kPlain>);
+    case 2: return reinterpret_cast<const void *>(backward_rows<T, 2, 1, kWhole, kPlain>);
+    default: return reinterpret_cast<const void *>(backward_rows<T, 4, 1, kWhole, kPlain>);
   }
 }
 
@@ -65,17 +65,16 @@ struct Plan {
   rmsnorm_dtype_t dtype;  // of backward_rows; NONE: mixed
   int width;              // elements of its vectors
   BackwardConfig config;  // vectors 0: the exact kernels alone
-  BackwardMemory memory;
   bool by_group;
   int64_t sums;       // weight gradients: one, or one per group (by_group)
   int64_t sum_tasks;  // rows that share a sum
   // backward_rows
   bool rows_dweight;
-  int64_t blocks, iterations, chunks, pitch;
+  int64_t blocks, chunks, pitch;
   // the exact kernels
   bool exact_rows;  // backward_rstd and backward_exact
   bool columns;     // backward_columns
-  int64_t column_chunks;
+  int64_t column_chunks, column_pitch;
   size_t partial, row_rstd, dweight, dbias, bytes;
 };
 
@@ -93,6 +92,30 @@ size_t reserve(unsigned __int128 count, size_t size, size_t *total) {
 // by_group: weight, dweight or dbias is per group, so that a block keeps to one group.
 bool is_by_group(const BackwardProblem &p) { return p.per_group || p.weight.group_stride != 0; }
 
+// The shared memory of a block whose ring has `stages`.
+BackwardMemory memory_of(const Plan &plan, const BackwardConfig &c, int stages, bool whole,
+                         bool dweight) {
+  const bool cut = !whole && c.vectors <= 2 && plan.dtype != RMSNORM_DTYPE_NONE;
+  return {c.threads * c.groups,
+          c.vectors,
+          c.unroll,
+          plan.width,
+          cut ? 2 : 1,
+          stages,
+          sum_slots<kBackwardWarps>(c.groups, c.threads, c.cluster),
+          dweight};
+}
+
+// The configuration with as many groups as the device has shared memory for, whatever is asked for
+// and however it is aligned: neither may decide dweight's tree.
+BackwardConfig fit_config(const State &state, BackwardConfig config, const Plan &plan) {
+  const auto fits = [&] {
+    return memory_of(plan, config, 1, false, true).bytes() <= state.shared_memory;
+  };
+  while (config.groups > 1 && !fits()) --config.groups;
+  return config.vectors != 0 && fits() ? config : BackwardConfig{};
+}
+
 Plan plan_of(const State &state, const BackwardProblem &p, bool by_group) {
   Plan plan = {};
   const int64_t tasks = p.rows * p.groups;
@@ -103,22 +126,20 @@ Plan plan_of(const State &state, const BackwardProblem &p, bool by_group) {
   const int width = plan.width =
       plan.dtype == RMSNORM_DTYPE_F16 || plan.dtype == RMSNORM_DTYPE_BF16 ? 8 : 4;
   const bool rows_outputs = p.dx.present() || p.dresidual.present() || p.dweight.present();
-  if (p.x.dtype != RMSNORM_DTYPE_F64) plan.config = choose_backward(divide_up(p.cols, width));
-  BackwardConfig &config = plan.config;
-  if (config.vectors != 0) {
-    const int padded = config.vectors * config.threads * width;
-    const int slots = config.vectors * config.threads * config.groups;
-    plan.memory = {slots, padded, config.stages, config.groups};
-    if (plan.memory.bytes() > state.shared_memory) config = {};
-  }
+  if (p.x.dtype != RMSNORM_DTYPE_F64)
+    plan.config = fit_config(state,
+                             choose_backward(divide_up(p.cols, width), state.multiprocessors,
+                                             state.cluster_limit),
+                             plan);
+  const BackwardConfig &config = plan.config;
   if (config.vectors != 0 && rows_outputs) {
-    const int64_t wanted =
-        divide_up(int64_t(state.multiprocessors) * config.blocks_per_multiprocessor, plan.sums);
+    const int64_t wanted = divide_up(config.blocks, plan.sums);
     const int64_t most = divide_up(plan.sum_tasks, config.groups);
     plan.blocks = wanted < most ? wanted : most;
-    plan.iterations = plan.blocks > 0 ? divide_up(plan.sum_tasks, plan.blocks * config.groups) : 0;
-    plan.chunks = divide_up(plan.iterations, kFlushRows);
-    plan.pitch = plan.memory.padded;
+    plan.chunks = 1;
+    if (plan.blocks > 0)
+      plan.chunks = divide_up(divide_up(plan.sum_tasks, plan.blocks * config.groups), kChunkRows);
+    plan.pitch = int64_t(config.cluster) * config.threads * config.vectors * width;
     plan.rows_dweight = p.dweight.present();
     if (plan.rows_dweight)
       plan.partial = reserve(static_cast<unsigned __int128>(plan.sums) * plan.blocks *
@@ -131,9 +152,10 @@ Plan plan_of(const State &state, const BackwardProblem &p, bool by_group) {
   if (plan.exact_rows) plan.row_rstd = reserve(tasks, sizeof(RowRstd), &plan.bytes);
   if (plan.columns) {
     const int64_t tiles = divide_up(p.cols, kColumnThreads) * plan.sums;
+    plan.column_pitch = (p.cols + 3) / 4 * 4;  // sum_partials reads fours
     plan.column_chunks = choose_column_chunks(plan.sum_tasks, tiles, state.multiprocessors);
     const unsigned __int128 count =
-        static_cast<unsigned __int128>(plan.sums) * plan.column_chunks * p.cols;
+        static_cast<unsigned __int128>(plan.sums) * plan.column_chunks * plan.column_pitch;
     if (column_dweight) plan.dweight = reserve(count, sizeof(double), &plan.bytes);
     if (p.dbias.present()) plan.dbias = reserve(count, sizeof(double), &plan.bytes);
   }
@@ -159,9 +181,9 @@ class Run {
     if (plan_.rows_dweight)
       RMSNORM_TRY(sum<float>(p_.dweight, plan_.partial, plan_.blocks * plan_.chunks, plan_.pitch));
     else if (p_.dweight.present())
-      RMSNORM_TRY(sum<double>(p_.dweight, plan_.dweight, plan_.column_chunks, p_.cols));
+      RMSNORM_TRY(sum<double>(p_.dweight, plan_.dweight, plan_.column_chunks, plan_.column_pitch));
     if (p_.dbias.present())
-      RMSNORM_TRY(sum<double>(p_.dbias, plan_.dbias, plan_.column_chunks, p_.cols));
+      RMSNORM_TRY(sum<double>(p_.dbias, plan_.dbias, plan_.column_chunks, plan_.column_pitch));
     return RMSNORM_SUCCESS;
   }
 
@@ -181,7 +203,7 @@ class Run {
 
   rmsnorm_status_t launch_tasks(const void *kernel, ExactBackwardArgs args) {
     args.overlap = overlap();
-    LaunchShape shape = {0, kExactThreads, 1, 0, stream_, args.overlap};
+    LaunchShape shape = {0, kExactThreads, 1, 0, stream_, args.overlap, 1};
     for (args.first_task = 0; args.first_task < args.tasks.count; args.first_task += shape.blocks) {
       const int64_t left = args.tasks.count - args.first_task;
       shape.blocks = left < kMostBlocks ? left : kMostBlocks;
@@ -192,7 +214,7 @@ class Run {
 
   rmsnorm_status_t run_exact() {
     ExactBackwardArgs args = {};
-    args.tasks = {p_.rows * p_.groups, p_.groups};
+    args.tasks = Tasks(p_.rows * p_.groups, p_.groups);
     if (args.tasks.count == 0) return zero_partials();
     args.dy = matrix_of(p_.dy);
     args.x = matrix_of(p_.x);
@@ -208,6 +230,7 @@ class Run {
     args.dbias = p_.dbias.present() ? at<double>(plan_.dbias) : nullptr;
     args.rows = plan_.sum_tasks;
     args.cols = p_.cols;
+    args.pitch = plan_.column_pitch;
     args.chunks = plan_.column_chunks;
     args.eps = p_.eps;
     args.weight_offset = p_.weight_offset;
@@ -222,7 +245,7 @@ class Run {
       args.overlap = overlap();
       const int64_t blocks = divide_up(p_.cols, kColumnThreads) * plan_.sums * plan_.column_chunks;
       RMSNORM_TRY(check_blocks(blocks));
-      const LaunchShape shape = {blocks, kColumnThreads, 1, 0, stream_, args.overlap};
+      const LaunchShape shape = {blocks, kColumnThreads, 1, 0, stream_, args.overlap, 1};
       RMSNORM_TRY(launch(state_, reinterpret_cast<const void *>(backward_columns), shape, &args));
     }
     if (plan_.exact_rows && (p_.dx.present() || p_.dresidual.present()))
@@ -232,7 +255,7 @@ class Run {
 
   rmsnorm_status_t run_rows() {
     BackwardArgs args = {};
-    args.tasks = {plan_.sum_tasks, p_.groups};
+    args.tasks = Tasks(plan_.sum_tasks, p_.groups);
     args.dy = matrix_of(p_.dy);
     args.x = matrix_of(p_.x);
     args.weight = matrix_of(p_.weight);
@@ -245,24 +268,34 @@ class Run {
     args.eps = p_.eps;
     args.weight_offset = p_.weight_offset;
     args.inverse_cols = float(1.0 / double(p_.cols));
+    args.stride = plan_.blocks * plan_.config.groups;
+    args.rows_each = int(plan_.sum_tasks / args.stride);
+    args.rows_more = plan_.sum_tasks % args.stride;
+    args.dy_step = args.stride * args.dy.row_stride;
+    args.x_step = args.stride * args.x.row_stride;
+    args.dx_step = args.stride * args.dx.row_stride;
+    args.rstd_step = args.stride * args.rstd.row_stride;
     args.blocks = int(plan_.blocks);
     args.chunks = int(plan_.chunks);
-    args.iterations = int(plan_.iterations);
-    args.stages = plan_.config.stages;
+    args.pitch = plan_.pitch;
+    const BackwardConfig &config = plan_.config;
+    const bool whole = is_whole(p_, plan_.width);
+    args.cluster = config.cluster;
+    args.stages = config.stages;
+    while (memory_of(plan_, config, args.stages, whole, plan_.rows_dweight).bytes() >
+           state_.shared_memory)
+      --args.stages;
+    const BackwardMemory memory = memory_of(plan_, config, args.stages, whole, plan_.rows_dweight);
+    args.sum_slots = memory.sum_slots;
     args.by_group = plan_.by_group;
     args.overlap = overlap();
-    RMSNORM_TRY(check_blocks(plan_.blocks * plan_.sums));
-    const LaunchShape shape = {plan_.blocks * plan_.sums,
-                               plan_.config.threads,
-                               plan_.config.groups,
-                               plan_.memory.bytes(),
-                               stream_,
-                               args.overlap};
+    const int64_t blocks = plan_.blocks * plan_.sums * config.cluster;
+    RMSNORM_TRY(check_blocks(blocks));
+    const LaunchShape shape = {blocks,  config.threads, config.groups, memory.bytes(),
+                               stream_, args.overlap,   config.cluster};
     const bool plain = p_.dx.present() && !p_.dresidual.present() && !p_.dresidual_out.present() &&
                        (plan_.by_group || p_.groups == 1);
-    return launch(state_,
-                  rows_kernel(plan_.dtype, plan_.config.vectors, is_whole(p_, plan_.width), plain),
-                  shape, &args);
+    return launch(state_, rows_kernel(plan_.dtype, config.vectors, whole, plain), shape, &args);
   }
 
   template <class Real>
@@ -279,7 +312,7 @@ class Run {
     args.overlap = launched_ || p_.overlap;
     const int64_t blocks = divide_up(p_.cols, kSumColumns) * plan_.sums;
     RMSNORM_TRY(check_blocks(blocks));
-    const LaunchShape shape = {blocks, kSumColumns, kSumRows, 0, stream_, args.overlap};
+    const LaunchShape shape = {blocks, kSumThreads, 1, 0, stream_, args.overlap, 1};
     return launch(state_, reinterpret_cast<const void *>(sum_partials<Real>), shape, &args);
   }
 
@@ -319,9 +352,10 @@ void kernel_name(const void *state, const BackwardProblem &p, char *name) {
     std::snprintf(name, RMSNORM_KERNEL_NAME_SIZE, "cuda_backward_exact");
     return;
   }
-  std::snprintf(name, RMSNORM_KERNEL_NAME_SIZE, "cuda_backward_rows_%s_v%d_t%d_g%d_s%d",
-                plan.dtype == RMSNORM_DTYPE_NONE ? "mixed" : dtype_name(plan.dtype),
-                plan.config.vectors, plan.config.threads, plan.config.groups, plan.config.stages);
+  const BackwardConfig &c = plan.config;
+  std::snprintf(name, RMSNORM_KERNEL_NAME_SIZE, "cuda_backward_rows_%s_v%d_t%d_g%d_c%d",
+                plan.dtype == RMSNORM_DTYPE_NONE ? "mixed" : dtype_name(plan.dtype), c.vectors,
+                c.threads, c.groups * c.unroll, c.cluster);
 }
 
 rmsnorm_status_t run(const void *state, const BackwardProblem &p, const Launch &call) {
@@ -335,14 +369,17 @@ rmsnorm_status_t visit_backward_kernels(const KernelVisitor &visitor) {
     for (const int vectors : {1, 2, 4})
       for (const bool whole : {false, true})
         for (const bool plain : {false, true})
-          RMSNORM_TRY(visitor.visit(rows_kernel(dtype, vectors, whole, plain), true));
+          RMSNORM_TRY(visitor.visit(rows_kernel(dtype, vectors, whole, plain),
+                                    KernelNeeds::kSharedMemory | KernelNeeds::kClusters));
+  // sum_partials starts beside backward_rows: a multiprocessor need not be reconfigured for it.
+  RMSNORM_TRY(visitor.visit(reinterpret_cast<const void *>(sum_partials<float>),
+                            KernelNeeds::kSharedMemory));
   for (const void *kernel : {reinterpret_cast<const void *>(backward_rstd<false>),
                              reinterpret_cast<const void *>(backward_rstd<true>),
                              reinterpret_cast<const void *>(backward_columns),
                              reinterpret_cast<const void *>(backward_exact),
-                             reinterpret_cast<const void *>(sum_partials<float>),
                              reinterpret_cast<const void *>(sum_partials<double>)})
-    RMSNORM_TRY(visitor.visit(kernel, false));
+    RMSNORM_TRY(visitor.visit(kernel, KernelNeeds::kNothing));
   return RMSNORM_SUCCESS;
 }
 

@@ -12,15 +12,16 @@ namespace {
 template <class T, bool kWhole, bool kPlain>
 const void *rows_kernel(int vectors) {
   switch (vectors) {
-    case 1: return reinterpret_cast<const void *>(forward_rows<T, 1, kWhole, kPlain>);
-    case 2: return reinterpret_cast<const void *>(forward_rows<T, 2, kWhole, kPlain>);
-    case 4: return reinterpret_cast<const void *>(forward_rows<T, 4, kWhole, kPlain>);
-    default: return reinterpret_cast<const void *>(forward_long<T, kWhole>);
+    case 1:
+      return reinterpret_cast<const void *>(forward_rows < T, 1, kPlain ? kForwardUnroll : 1,
+                                            kWhole, kPlain >);
+    case 2: return reinterpret_cast<const void *>(forward_rows<T, 2, 1, kWhole, kPlain>);
+    case 4: return reinterpret_cast<const void *>(forward_rows<T, 4, 1, kWhole, kPlain>);
+    default: return reinterpret_cast<const void *>(forward_long<T, kWhole, kPlain>);
   }
 }
 
-// vectors 0: forward_long, which has one form for plain calls and others. Mixed dtypes are never
-// plain.
+// More than 4 vectors: forward_long. Mixed dtypes are never plain.
 template <bool kWhole, bool kPlain>
 const void *rows_kernel(rmsnorm_dtype_t dtype, int vectors) {
   switch (dtype) {
@@ -58,16 +59,16 @@ rmsnorm_dtype_t row_dtype(const ForwardProblem &p) {
 struct Plan {
   rmsnorm_dtype_t dtype;  // of the row's tensors; NONE: mixed
   int width;              // elements of a vector
-  ForwardConfig config;   // threads 0: forward_exact
+  ForwardConfig config;   // vectors 0: forward_exact
 };
 
 Plan plan_of(const State &state, const ForwardProblem &p) {
   const rmsnorm_dtype_t dtype = row_dtype(p);
-  if (dtype == RMSNORM_DTYPE_F64) return {dtype, 1, {0, 0, 1, 0}};
+  if (dtype == RMSNORM_DTYPE_F64) return {dtype, 1, {0, 0, 1, 1}};
   const int width = dtype == RMSNORM_DTYPE_F16 || dtype == RMSNORM_DTYPE_BF16 ? 8 : 4;
   return {dtype, width,
           choose_forward(divide_up(p.cols, width), p.rows * p.groups, state.multiprocessors,
-                         state.shared_memory)};
+                         state.cluster_limit, state.shared_memory)};
 }
 
 }  // namespace
@@ -77,14 +78,11 @@ size_t workspace_size(const void *, const ForwardProblem &) { return 0; }
 void kernel_name(const void *state, const ForwardProblem &p, char *name) {
   const Plan plan = plan_of(*static_cast<const State *>(state), p);
   const char *dtype = plan.dtype == RMSNORM_DTYPE_NONE ? "mixed" : dtype_name(plan.dtype);
-  if (plan.config.threads == 0)
-    std::snprintf(name, RMSNORM_KERNEL_NAME_SIZE, "cuda_forward_exact_%s", dtype);
-  else if (plan.config.vectors == 0)
-    std::snprintf(name, RMSNORM_KERNEL_NAME_SIZE, "cuda_forward_long_%s_t%d", dtype,
-                  plan.config.threads);
+  const ForwardConfig &c = plan.config;
+  if (c.vectors == 0) std::snprintf(name, RMSNORM_KERNEL_NAME_SIZE, "cuda_forward_exact_%s", dtype);
   else
-    std::snprintf(name, RMSNORM_KERNEL_NAME_SIZE, "cuda_forward_rows_%s_v%d_t%d_r%d", dtype,
-                  plan.config.vectors, plan.config.threads, plan.config.rows);
+    std::snprintf(name, RMSNORM_KERNEL_NAME_SIZE, "cuda_forward_%s_%s_v%d_t%d_r%d_c%d",
+                  c.vectors > 4 ? "long" : "rows", dtype, c.vectors, c.threads, c.rows, c.cluster);
 }
 
 rmsnorm_status_t run(const void *opaque, const ForwardProblem &p, const Launch &call) {
@@ -94,7 +92,7 @@ rmsnorm_status_t run(const void *opaque, const ForwardProblem &p, const Launch &
   const Plan plan = plan_of(state, p);
 
   ForwardArgs args = {};
-  args.tasks = {tasks, p.groups};
+  args.tasks = Tasks(tasks, p.groups);
   args.x = matrix_of(p.x);
   args.residual = matrix_of(p.residual);
   args.weight = matrix_of(p.weight);
@@ -114,28 +112,34 @@ rmsnorm_status_t run(const void *opaque, const ForwardProblem &p, const Launch &
   args.h_dtype = p.h_dtype;
   args.llama = p.llama;
   args.overlap = p.overlap;
-  args.weight_packed = p.weight.present() && plan.dtype != RMSNORM_DTYPE_NONE &&
-                       element_size(p.weight.dtype) == element_size(p.x.dtype);
-  args.plain = args.weight_packed && p.weight.dtype == p.x.dtype && !p.bias.present() &&
+  args.cluster = plan.config.cluster;
+  args.plain = p.weight.dtype == plan.dtype && p.weight.group_stride == 0 && !p.bias.present() &&
                p.weight_offset == 0 && !p.llama;
 
-  LaunchShape shape = {0, kExactThreads, 1, 0, call.stream, p.overlap};
+  LaunchShape shape = {0, kExactThreads, 1, 0, call.stream, p.overlap, 1};
   const void *kernel = plan.dtype == RMSNORM_DTYPE_F64
                            ? reinterpret_cast<const void *>(forward_exact<true>)
                            : reinterpret_cast<const void *>(forward_exact<false>);
-  if (plan.config.threads != 0) {
-    kernel = rows_kernel(plan.dtype, plan.config.vectors, is_whole(p, plan.width), args.plain);
-    shape.threads_x = plan.config.threads;
-    shape.threads_y = plan.config.rows;
-    shape.shared_memory = plan.config.shared_memory;
+  int64_t rows_per_block = 1;
+  const ForwardConfig &config = plan.config;
+  if (config.vectors != 0) {
+    kernel = rows_kernel(plan.dtype, config.vectors, is_whole(p, plan.width), args.plain);
+    shape.threads_x = config.threads;
+    shape.threads_y = config.rows;
+    shape.cluster = config.cluster;
+    args.vectors = config.vectors;
+    if (config.vectors > 4)
+      shape.shared_memory = size_t(config.threads) * config.vectors * sizeof(uint4);
+    rows_per_block = config.rows * (config.vectors == 1 && args.plain ? kForwardUnroll : 1);
   }
   DeviceGuard guard(state);
   RMSNORM_TRY(guard.status());
   while (args.first_task < tasks) {
-    const int64_t left = divide_up(tasks - args.first_task, shape.threads_y);
-    shape.blocks = left < kMostBlocks ? left : kMostBlocks;
+    const int64_t left = divide_up(tasks - args.first_task, rows_per_block);
+    const int64_t now = left < kMostBlocks / shape.cluster ? left : kMostBlocks / shape.cluster;
+    shape.blocks = now * shape.cluster;
     RMSNORM_TRY(launch(state, kernel, shape, &args));
-    args.first_task += shape.blocks * shape.threads_y;
+    args.first_task += now * rows_per_block;
   }
   return RMSNORM_SUCCESS;
 }
@@ -144,12 +148,16 @@ const void *any_kernel() { return reinterpret_cast<const void *>(forward_exact<f
 
 rmsnorm_status_t visit_forward_kernels(const KernelVisitor &visitor) {
   for (const rmsnorm_dtype_t dtype : kRowDtypes)
-    for (const int vectors : {0, 1, 2, 4})
+    for (const int vectors : {1, 2, 4, kLongVectors})
       for (const bool whole : {false, true})
         for (const bool plain : {false, true})
-          RMSNORM_TRY(visitor.visit(rows_kernel(dtype, vectors, whole, plain), vectors == 0));
-  RMSNORM_TRY(visitor.visit(reinterpret_cast<const void *>(forward_exact<false>), false));
-  return visitor.visit(reinterpret_cast<const void *>(forward_exact<true>), false);
+          RMSNORM_TRY(visitor.visit(rows_kernel(dtype, vectors, whole, plain),
+                                    vectors == kLongVectors
+                                        ? KernelNeeds::kSharedMemory | KernelNeeds::kClusters
+                                        : KernelNeeds::kNothing));
+  RMSNORM_TRY(
+      visitor.visit(reinterpret_cast<const void *>(forward_exact<false>), KernelNeeds::kNothing));
+  return visitor.visit(reinterpret_cast<const void *>(forward_exact<true>), KernelNeeds::kNothing);
 }
 
 }  // namespace rmsnorm::cuda

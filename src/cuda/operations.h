@@ -17,12 +17,17 @@ rmsnorm_status_t run(const void *state, const BackwardProblem &problem, const La
 constexpr rmsnorm_dtype_t kRowDtypes[] = {RMSNORM_DTYPE_BF16, RMSNORM_DTYPE_F16, RMSNORM_DTYPE_F32,
                                           RMSNORM_DTYPE_NONE};
 
-// Prepares a new context: the kernels that need more shared memory than 48 KB are allowed all of
-// the device's; `all` loads the others too (PRELOAD).
+// What a new context has to allow a kernel: all of the device's shared memory, with as little of it
+// as possible given to the L1 cache; clusters of more than 8 blocks.
+namespace KernelNeeds {
+enum : int { kNothing = 0, kSharedMemory = 1, kClusters = 2 };
+}
+
+// Prepares a new context's kernels; `all` loads those too that need nothing (PRELOAD).
 struct KernelVisitor {
   const State &state;
   bool all;
-  rmsnorm_status_t visit(const void *kernel, bool needs_shared_memory) const;
+  rmsnorm_status_t visit(const void *kernel, int needs) const;
 };
 rmsnorm_status_t visit_forward_kernels(const KernelVisitor &visitor);
 rmsnorm_status_t visit_backward_kernels(const KernelVisitor &visitor);

@@ -103,12 +103,18 @@ rmsnorm_status_t launch(const State &state, const void *kernel, const LaunchShap
   config.blockDim = dim3(unsigned(shape.threads_x), unsigned(shape.threads_y));
   config.dynamicSmemBytes = shape.shared_memory;
   config.stream = static_cast<cudaStream_t>(shape.stream);
-  cudaLaunchAttribute attribute = {};
+  cudaLaunchAttribute attributes[2] = {};
+  config.attrs = attributes;
   if (shape.overlap && state.dependent_launch) {
+    cudaLaunchAttribute &attribute = attributes[config.numAttrs++];
     attribute.id = cudaLaunchAttributeProgrammaticStreamSerialization;
     attribute.val.programmaticStreamSerializationAllowed = 1;
-    config.attrs = &attribute;
-    config.numAttrs = 1;
+  }
+  if (shape.cluster > 1) {
+    cudaLaunchAttribute &attribute = attributes[config.numAttrs++];
+    attribute.id = cudaLaunchAttributeClusterDimension;
+    attribute.val.clusterDim.x = unsigned(shape.cluster);
+    attribute.val.clusterDim.y = attribute.val.clusterDim.z = 1;
   }
   const cudaError_t before = cudaPeekAtLastError();
   void *arguments[] = {const_cast<void *>(args)};

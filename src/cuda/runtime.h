@@ -33,6 +33,7 @@ struct State {
   int compute_capability;  // 90
   bool dependent_launch;  // programmatic dependent launch: the device and the kernels' code have it
   size_t shared_memory;   // bytes that a block may have
+  int cluster_limit;      // blocks of a cluster, at most; 1: there are none
   bool unregistered_memory;  // the device can use any host memory
   Driver driver;
   CUdevice device;
@@ -78,6 +79,7 @@ struct LaunchShape {
   size_t shared_memory;
   void *stream;
   bool overlap;  // programmatic dependent launch, where the device has it
+  int cluster;   // blocks that form a cluster; 1: none
 };
 
 // Launches `kernel` with one argument struct. Leaves the caller's CUDA error state as it was.

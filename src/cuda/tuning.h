@@ -22,31 +22,41 @@ inline int round_up_to_power_of_two(int64_t value) {
 // ---- Forward
 // -------------------------------------------------------------------------------------
 
+// Rows of more than 4 vectors a thread are forward_long's, in shared memory.
+constexpr int kLongVectors = 6;        // at least
+constexpr int64_t kLongestRow = 4096;  // vectors of one block
+constexpr size_t kLongReserve = 8192;  // bytes that forward_long needs besides
+
 struct ForwardConfig {
-  int vectors;  // per thread, in registers; 0: not forward_rows
-  int threads;  // per row; 0: forward_exact takes it
-  int rows;     // per block
-  size_t shared_memory;
+  int vectors;  // per thread; 0: forward_exact takes it
+  int threads;  // of a block that share a row
+  int rows;     // of threads per block
+  int cluster;  // blocks that share a row
 };
 
-// A row is `row_vectors` vectors of 16 bytes; a block may have `shared_memory` bytes.
+// A row is `row_vectors` vectors of 16 bytes; a cluster may have `cluster_limit` blocks (1: there
+// are none).
 inline ForwardConfig choose_forward(int64_t row_vectors, int64_t tasks, int multiprocessors,
-                                    size_t shared_memory) {
-  if (row_vectors > 1024) {
-    // 16384 halves: 256 threads, .982; 32768 and 65536: 512 threads, .965 and .986.
-    const int threads = row_vectors <= 2048 ? 256 : 512;
-    const size_t bytes = size_t(divide_up(row_vectors, threads)) * threads * 16;
-    return bytes <= shared_memory ? ForwardConfig{0, threads, 1, bytes} : ForwardConfig{0, 0, 1, 0};
-  }
-  ForwardConfig config = {4, 32, 1, 0};
+                                    int cluster_limit, size_t shared_memory) {
+  ForwardConfig config = {4, 32, 1, 1};
   if (row_vectors <= 32) {
-    config.vectors =
-        1;  // 262144x128 halves: 16 threads a row .951; a whole warp leaves half of it idle
-    config.threads = round_up_to_power_of_two(row_vectors);
+    // 262144x128 halves: 16 threads a row .951; a whole warp leaves half of it idle
+    config = {1, round_up_to_power_of_two(row_vectors), 1, 1};
   } else if (row_vectors <= 64) {
     config.vectors = 2;
-  } else {  // 1024 to 8192 halves: .974-.99; threads fit the width, idle ones cost 1-6 %
+  } else if (row_vectors <= 2048) {
+    // 1024 to 16384 halves: .97-.98; threads fit the width, idle ones cost 1-6 %
     config.threads = int(divide_up(row_vectors, 4 * 32)) * 32;
+  } else {
+    // In shared memory: 32768 halves .94. Beyond, blocks share a row, so that three fit a
+    // multiprocessor: 65536 .93 (in one block .84), 131072 .92 (.81), 262144 .89 (.76)
+    while (row_vectors > int64_t(config.cluster) * kLongestRow) {
+      config.cluster *= 2;
+      if (config.cluster > cluster_limit) return {0, 0, 1, 1};
+    }
+    config.threads = 512;
+    config.vectors = int(divide_up(row_vectors, int64_t(config.cluster) * 512 * 2)) * 2;
+    if (size_t(config.vectors) * 512 * 16 + kLongReserve > shared_memory) return {0, 0, 1, 1};
   }
   // 4096 halves: two rows a block .984, one .964. Few rows: spread them over the multiprocessors.
   while (config.rows * 2 * config.threads <= 256 &&
@@ -60,33 +70,44 @@ inline ForwardConfig choose_forward(int64_t row_vectors, int64_t tasks, int mult
 // ------------------------------------------------------------------------------------
 
 struct BackwardConfig {
-  int vectors;  // per thread; 0: the exact kernels take it
-  int threads;  // per row
-  int groups;   // rows in process in a block, a power of two
+  int vectors;  // per thread and row; 0: the exact kernels take it
+  int unroll;   // rows that a thread has in process
+  int threads;  // of a block that share a row
+  int groups;   // of threads in a block, each with rows of its own
   int stages;   // of the ring
-  int blocks_per_multiprocessor;
+  int cluster;  // blocks that share a row
+  int blocks;   // of the whole grid; clusters of them where blocks share rows
 };
 
-// 32 KB of rows (x and dy) in process per multiprocessor is best for powers of two, whatever the
-// loader: half as many lose 15-20 %, twice as many 4-9 %. Two groups in one block beat two blocks
-// (.985, .974 at 4096) and halve the partial rows.
-inline BackwardConfig choose_backward(int64_t row_vectors) {
-  if (row_vectors <= 32) {  // 262144x128: 16 threads a row, 3 blocks, .92
+// 32 KB of rows (x and dy) in process per multiprocessor is best for powers of two: half as many
+// lose 15-20 %, twice as many 4-9 %. Two groups in one block beat two blocks (.985, .974 at 4096)
+// and halve the partial rows. More than one wave of blocks costs 5-10 %: clusters of two use all of
+// the 132 multiprocessors, larger ones ten in eleven. Copies by the warp (cp.async.bulk) were tried
+// where one row is less than 32 KB: 5120 .77 (by the thread .79), 7168 .88 (.88), 20480 .65 (.72).
+// More than 512 threads spill: 5120 .63.
+inline BackwardConfig choose_backward(int64_t row_vectors, int multiprocessors, int cluster_limit) {
+  if (row_vectors <= 32) {  // 262144x128: 16 threads a row, 2 rows, 2 blocks: .91
     const int threads = round_up_to_power_of_two(row_vectors);
-    return {1, threads, 256 / threads, 3, 3};
+    return {1, 2, threads, 256 / threads, 3, 1, multiprocessors * 2};
   }
-  if (row_vectors <= 1024) {  // 1024 .94, 2048 .956, 4096 .985, 8192 .986
-    const int threads = int(divide_up(row_vectors, 2 * 32)) * 32;
-    const int groups = threads <= 32    ? 16
-                       : threads <= 64  ? 8
-                       : threads <= 128 ? 4
-                       : threads <= 256 ? 2
-                                        : 1;
-    return {2, threads, groups, groups == 1 ? 3 : 2, 1};
+  // 1024 .94, 2048 .956, 4096 .985, 8192 .986; 16384 in two blocks .97 (in one .92-.935)
+  BackwardConfig config = {2, 1, 0, 1, 3, 1, multiprocessors};
+  while (row_vectors > int64_t(config.cluster) * 1024 && config.cluster < cluster_limit)
+    config.cluster *= 2;
+  const int64_t own = divide_up(row_vectors, config.cluster);
+  if (own > 2048) return {};
+  if (own > 1024) config.vectors = 4, config.stages = 2;
+  config.threads = int(divide_up(own, config.vectors * 32)) * 32;
+  if (config.cluster == 1 && own <= 512) {
+    const int fitting = int(1024 / own), most = config.threads == 32 ? 16 : 8;
+    config.groups = fitting < most ? fitting : most;
+    while (config.groups * config.threads > 512) --config.groups;
+    config.stages = 2;
   }
-  if (row_vectors <= 2048)  // 16384: .92-.935 without a cluster
-    return {4, int(divide_up(row_vectors, 4 * 32)) * 32, 1, 2, 1};
-  return {0, 0, 0, 0, 0};
+  if (config.cluster == 2) config.blocks = multiprocessors / 2;
+  if (config.cluster > 2) config.blocks = multiprocessors * 10 / 11 / config.cluster;
+  if (config.blocks < 1) config.blocks = 1;
+  return config;
 }
 
 // Rows of one partial sum of the column kernel: enough blocks to fill the device, few enough

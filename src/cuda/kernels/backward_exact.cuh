@@ -25,7 +25,8 @@ struct ExactBackwardArgs {
   int64_t first_task;
   Matrix dy, x, weight, rstd, dresidual_out, dx, dresidual;
   RowRstd *row_rstd;        // [tasks]
-  double *dweight, *dbias;  // partial sums [groups if by_group][chunks][cols]; NULL: not wanted
+  double *dweight, *dbias;  // partial sums [groups if by_group][chunks][pitch]; NULL: not wanted
+  int64_t pitch;
   int64_t rows, cols, chunks, rows_per_chunk;  // rows: tasks that share a sum
   double eps, weight_offset;
   bool by_group, overlap;
@@ -77,8 +78,8 @@ __global__ void __launch_bounds__(kColumnThreads)
           fma(dy, a.row_rstd[r * a.tasks.groups + g].xhat(load_double(a.x.at(r, g), c, a.x.dtype)),
               dweight);
   }
-  if (a.dweight != nullptr) a.dweight[partial * a.cols + c] = dweight;
-  if (a.dbias != nullptr) a.dbias[partial * a.cols + c] = dbias;
+  if (a.dweight != nullptr) a.dweight[partial * a.pitch + c] = dweight;
+  if (a.dbias != nullptr) a.dbias[partial * a.pitch + c] = dbias;
 }
 
 __global__ void __launch_bounds__(kExactThreads)

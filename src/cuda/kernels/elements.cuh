@@ -188,27 +188,52 @@ struct Vector {
 //
 // kWhole: the launcher has seen that every tensor's rows start at a multiple of the vector and that
 // cols is a multiple of its elements, so that each access is one of 16 (8) bytes and no other code
-// is there. Otherwise rows are asked one by one, and what is not aligned or not whole goes by
-// elements: the same lanes, the same bits.
+// is there. Otherwise a vector may stand anywhere: it is cut out of the two aligned blocks of 16
+// bytes that hold it, and put together from neighbouring lanes where it is stored. Lanes are by
+// column either way, so the bits are the same.
 
-// Whether vectors of a row that starts here are aligned.
-template <class T>
-__device__ inline bool is_aligned(const char *row, rmsnorm_dtype_t dtype) {
-  return reinterpret_cast<uintptr_t>(row) % (kWidth<T> * size_of_element<T>(dtype)) == 0;
+// 16 of the 32 bytes of `low` and `high`, from byte `shift` (0 to 16) on. Branches, not selects:
+// all lanes of a row go one way.
+__device__ inline uint4 cut_out(const uint4 &low, const uint4 &high, int shift) {
+  const int bits = (shift & 3) * 8;
+  const auto cut = [&](uint32_t a, uint32_t b, uint32_t c, uint32_t d, uint32_t e) {
+    return make_uint4(__funnelshift_r(a, b, bits), __funnelshift_r(b, c, bits),
+                      __funnelshift_r(c, d, bits), __funnelshift_r(d, e, bits));
+  };
+  if (shift < 8)
+    return shift < 4 ? cut(low.x, low.y, low.z, low.w, high.x)
+                     : cut(low.y, low.z, low.w, high.x, high.y);
+  if (shift < 16)
+    return shift < 12 ? cut(low.z, low.w, high.x, high.y, high.z)
+                      : cut(low.w, high.x, high.y, high.z, high.w);
+  return high;
 }
 
-// `data` is the vector's first element, `valid` how many of its elements are in the row (any int:
-// the others read as zero), `aligned` is is_aligned of the row.
+__device__ inline int misalignment(const char *data) {
+  return int(reinterpret_cast<uintptr_t>(data) % 16);
+}
+
+// The vector whose first element is at `data`; `valid`: how many elements there are from here to
+// the row's end (any int: those beyond it read as zero). May read the up to 15 bytes before `data`
+// that share its aligned block, never any behind the row.
 template <class T, bool kWhole>
-__device__ inline Vector<T> load_vector(const char *data, int valid, bool aligned,
-                                        rmsnorm_dtype_t dtype) {
+__device__ inline Vector<T> load_vector(const char *data, int valid, rmsnorm_dtype_t dtype) {
   constexpr int kCount = kWidth<T>;
+  const int size = size_of_element<T>(dtype);
   Vector<T> out = {{0, 0, 0, 0}};
-  if (kWhole ? valid > 0 : aligned && valid >= kCount) {
-    if (size_of_element<T>(dtype) * kCount == 16) out.set(*reinterpret_cast<const uint4 *>(data));
-    else out.set(*reinterpret_cast<const uint2 *>(data));
-  } else if (kWhole) {
-  } else if (size_of_element<T>(dtype) == 2) {
+  if constexpr (kWhole) {
+    if (valid > 0) {
+      if (size * kCount == 16) out.set(*reinterpret_cast<const uint4 *>(data));
+      else out.set(*reinterpret_cast<const uint2 *>(data));
+    }
+    return out;
+  }
+  const int shift = misalignment(data);
+  if (size * kCount == 16 && valid >= (shift == 0 ? kCount : 2 * kCount - shift / size)) {
+    const uint4 *blocks = reinterpret_cast<const uint4 *>(data - shift);
+    const uint4 low = blocks[0];
+    out.set(shift == 0 ? low : cut_out(low, blocks[1], shift));
+  } else if (size == 2) {
 #pragma unroll
     for (int i = 0; i < kCount; ++i)
       if (i < valid)
@@ -221,25 +246,96 @@ __device__ inline Vector<T> load_vector(const char *data, int valid, bool aligne
   return out;
 }
 
-template <class T, bool kWhole>
-__device__ inline void store_vector(char *data, const Vector<T> &in, int valid, bool aligned,
-                                    rmsnorm_dtype_t dtype) {
-  constexpr int kCount = kWidth<T>;
-  if (kWhole ? valid > 0 : aligned && valid >= kCount) {
-    if (size_of_element<T>(dtype) * kCount == 16)
-      *reinterpret_cast<uint4 *>(data) = make_uint4(in.word[0], in.word[1], in.word[2], in.word[3]);
-    else *reinterpret_cast<uint2 *>(data) = make_uint2(in.word[0], in.word[1]);
-  } else if (kWhole) {
-  } else if (size_of_element<T>(dtype) == 2) {
+// Elements begin to end - 1 of a vector.
+template <class T>
+__device__ inline void store_elements(char *data, const Vector<T> &in, int begin, int end,
+                                      int size) {
 #pragma unroll
-    for (int i = 0; i < kCount; ++i)
-      if (i < valid)
+  for (int i = 0; i < kWidth<T>; ++i)
+    if (i >= begin && i < end) {
+      if (size == 2)
         reinterpret_cast<uint16_t *>(data)[i] = uint16_t(in.word[i / 2] >> (i % 2 * 16));
-  } else {
-#pragma unroll
-    for (int i = 0; i < 4; ++i)
-      if (i < valid) reinterpret_cast<uint32_t *>(data)[i] = in.word[i];
+      else reinterpret_cast<uint32_t *>(data)[i] = in.word[i % 4];
+    }
+}
+
+// Stores the vectors of a thread, one after another: those of a row's lanes of one warp follow each
+// other, and each lane's next vector is behind the last lane's. Not kWhole: the whole warp calls.
+template <class T, bool kWhole>
+class Writer {
+ public:
+  Writer() = default;
+  // `threads`: of the row; those of one warp count.
+  __device__ explicit Writer(int threads) : last_((threads < 32 ? threads : 32) - 1) {}
+
+  // Stores the first `valid` elements; `first` and `last`: of this thread's vectors.
+  __device__ void store(char *data, const Vector<T> &in, int valid, bool first, bool last,
+                        rmsnorm_dtype_t dtype) {
+    constexpr int kCount = kWidth<T>;
+    const int size = size_of_element<T>(dtype);
+    const uint4 own = make_uint4(in.word[0], in.word[1], in.word[2], in.word[3]);
+    if constexpr (kWhole) {
+      if (valid <= 0) return;
+      if (size * kCount == 16) *reinterpret_cast<uint4 *>(data) = own;
+      else *reinterpret_cast<uint2 *>(data) = make_uint2(own.x, own.y);
+      return;
+    }
+    int begin = 0, end = kCount;
+    if (size * kCount == 16) {
+      // An aligned block holds the last elements of one vector and the first `split` of the next.
+      const int lane = threadIdx.x + threadIdx.y * blockDim.x, own_lane = lane & last_;
+      const int shift = misalignment(data), split = kCount - shift / size;
+      const int source = (lane & ~last_) | ((lane - 1) & last_);
+      const uint4 received = make_uint4(__shfl_sync(0xffffffffu, own.x, source),
+                                        __shfl_sync(0xffffffffu, own.y, source),
+                                        __shfl_sync(0xffffffffu, own.z, source),
+                                        __shfl_sync(0xffffffffu, own.w, source));
+      const uint4 before = own_lane == 0 ? carried_ : received;
+      carried_ = received;
+      if (valid >= split && (shift == 0 || own_lane != 0 || !first)) {
+        *reinterpret_cast<uint4 *>(data - shift) = cut_out(before, own, 16 - shift);
+        begin = split;
+      }
+      if (shift != 0 && (own_lane != last_ || !last) && valid - kCount >= split) end = split;
+    }
+    if (end > valid) end = valid;
+    if (begin < end) store_elements(data, in, begin, end, size);
   }
+
+ private:
+  int last_ = 31;    // lane of the row in this warp
+  uint4 carried_{};  // what the last lane stored before
+};
+
+// ---- Asynchronous copies of whole vectors to shared memory (sm_80 on)
+// ----------------------------------------------------------------------------
+
+template <class T>
+__device__ inline void copy_whole_vector(uint4 *slot, const char *data, rmsnorm_dtype_t dtype) {
+#if __CUDA_ARCH__ >= 800
+  const uint32_t address = uint32_t(__cvta_generic_to_shared(slot));
+  if (size_of_element<T>(dtype) * kWidth<T> == 16)
+    asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(address), "l"(data) : "memory");
+  else
+    asm volatile("cp.async.ca.shared.global [%0], [%1], 8;" ::"r"(address), "l"(data) : "memory");
+#else
+  const Vector<T> vector = load_vector<T, true>(data, kWidth<T>, dtype);
+  *slot = make_uint4(vector.word[0], vector.word[1], vector.word[2], vector.word[3]);
+#endif
+}
+
+__device__ inline void commit_copies() {
+#if __CUDA_ARCH__ >= 800
+  asm volatile("cp.async.commit_group;" ::: "memory");
+#endif
+}
+
+// Waits until at most kGroups of this thread's committed groups are in flight.
+template <int kGroups>
+__device__ inline void wait_for_copies() {
+#if __CUDA_ARCH__ >= 800
+  asm volatile("cp.async.wait_group %0;" ::"n"(kGroups) : "memory");
+#endif
 }
 
 // kCount elements of a weight or bias, whose dtype is known at run time, as floats. kWhole: aligned

@@ -1,11 +1,12 @@
-// Forward for rows that fit one block: forward_rows keeps the row in registers, forward_long in
-// shared memory. Reads each byte of x (and residual) once, writes each of y (and residual_out)
-// once: for halves 4 bytes an element, 8 with the fused add.
+// Forward: forward_rows keeps a row in the registers of a block, forward_long in the shared memory
+// of a block or of a cluster of blocks. Reads each byte of x (and residual) once, writes each of y
+// (and residual_out) once: for halves 4 bytes an element, 8 with the fused add.
 //
-// Tile: blockDim.x threads share a row, blockDim.y rows a block. Thread t holds vectors t, t +
-// threads, ... of the row, by column and never by address, so that a row's bits do not depend on
-// its alignment. Not persistent: the hardware's scheduler hands rows out in address order, which
-// DRAM likes best.
+// Tile: blockDim.x threads share a row, blockDim.y rows a block; in a cluster each block has a part
+// of one row's columns. A warp holds V * 32 vectors that follow one another, by column and never by
+// address, so that a row's bits do not depend on its alignment. Short rows (at most a warp, V = 1):
+// each thread works on U rows at once, so that their common instructions are paid once. Not
+// persistent: the hardware's scheduler hands rows out in address order, which DRAM likes best.
 #pragma once
 
 #include "cuda/kernels/normalise.cuh"
@@ -13,143 +14,93 @@
 namespace rmsnorm::cuda {
 namespace {
 
-// Rows of a block that are longer than a warp: each has a barrier and scratch of its own.
-constexpr int kMaxLongRows = 8;
-constexpr int kForwardThreads = 256;
-constexpr int kForwardLongThreads = 512;
-constexpr int kForwardLongVectors = 4;  // loaded together
+template <int V>
+constexpr int kForwardThreads = V == 4 ? 512 : 256;  // of a block, at most
+// Named, because ptxas would rather spill: at 64 the rows of 4 vectors do.
+template <class T, int V, bool kWhole>
+constexpr int kForwardRegisters = V == 4                     ? (kWhole ? 64 : 96)
+                                  : V == 2                   ? 56
+                                  : std::is_same_v<T, float> ? 80
+                                                             : 64;
+template <int V>
+constexpr int kForwardWarps = V == 4 ? 16 : 1;  // of a row, at most
+constexpr int kForwardPlaces = 4;               // of rows longer than a warp in a block
+constexpr int kForwardUnroll = 4;               // U of short rows in plain kernels
+constexpr int kLongThreads = 512, kLongWarps = kLongThreads / 32, kLongBlocks = 3;
+constexpr int kLongSlots = 256;  // row_sum's: 16 warps of 16 blocks
 
 // One row as one of its threads sees it.
 template <class T, bool kWhole>
 struct ForwardRow {
   static constexpr int W = kWidth<T>;
-  const ForwardArgs &a;
-  int lane, threads, cols;  // cols 0: no row
+  static constexpr int kStep = 32 * W;  // columns from vector to vector
   int64_t r, g;
+  int first, left;  // the thread's first column, and the columns from there on; left <= 0: none
 
-  __device__ int column(int v) const { return (v * threads + lane) * W; }
+  __device__ char *at(const Matrix &matrix) const {
+    return matrix.at(r, g) + first * int64_t(size_of_element<T>(matrix.dtype));
+  }
+  // The same row from vector v on.
+  __device__ ForwardRow from(int v) const { return {r, g, first + v * kStep, left - v * kStep}; }
 
-  // Vectors first .. first + V - 1 of h, packed in h's dtype; residual_out gets them at once.
   template <int V>
-  __device__ void load(int first, Vector<T> (&row)[V]) const {
-    load_matrix<V>(a.x, first, row);
+  __device__ void load(const Matrix &matrix, Vector<T> (&out)[V]) const {
+    const char *data = at(matrix);
+#pragma unroll
+    for (int v = 0; v < V; ++v)
+      out[v] = load_vector<T, kWhole>(data + v * kStep * size_of_element<T>(matrix.dtype),
+                                      left - v * kStep, matrix.dtype);
+  }
+
+  __device__ void store(const Matrix &matrix, int v, const Vector<T> &in, bool last,
+                        Writer<T, kWhole> &writer) const {
+    writer.store(at(matrix) + v * kStep * size_of_element<T>(matrix.dtype), in, left - v * kStep,
+                 v == 0, last, matrix.dtype);
+  }
+
+  // h, packed in h's dtype; residual_out gets it at once. `first_part`, `last_part`: of a thread's
+  // vectors.
+  template <int V>
+  __device__ void load_h(const ForwardArgs &a, Writer<T, kWhole> &writer, bool first_part,
+                         bool last_part, Vector<T> (&h)[V]) const {
+    load<V>(a.x, h);
     if (a.residual.data == nullptr) return;
     Vector<T> residual[V];
-    load_matrix<V>(a.residual, first, residual);
+    load<V>(a.residual, residual);
 #pragma unroll
     for (int v = 0; v < V; ++v) {
-      float h[W], added[W];
-      row[v].unpack(a.x.dtype, h);
+      float sum[W], added[W];
+      h[v].unpack(a.x.dtype, sum);
       residual[v].unpack(a.residual.dtype, added);
       // The fp32 sum of two halves of one dtype rounds to that dtype as the exact sum does; of
       // others it may not.
 #pragma unroll
       for (int i = 0; i < W; ++i)
-        h[i] = std::is_same_v<T, AnyElement> && a.h_dtype != RMSNORM_DTYPE_F32
-                   ? add_to_odd(h[i], added[i])
-                   : h[i] + added[i];
-      row[v].pack(a.h_dtype, h);
+        sum[i] = std::is_same_v<T, AnyElement> && a.h_dtype != RMSNORM_DTYPE_F32
+                     ? add_to_odd(sum[i], added[i])
+                     : sum[i] + added[i];
+      h[v].pack(a.h_dtype, sum);
     }
     if (a.residual_out.data == nullptr) return;
-    char *out = a.residual_out.at(r, g);
-    const bool aligned = is_aligned<T>(out, a.h_dtype);
 #pragma unroll
     for (int v = 0; v < V; ++v)
-      store_vector<T, kWhole>(out + column(first + v) * int64_t(size_of_element<T>(a.h_dtype)),
-                              row[v], cols - column(first + v), aligned, a.h_dtype);
-  }
-
-  template <int V>
-  __device__ void load_matrix(const Matrix &matrix, int first, Vector<T> (&out)[V]) const {
-    const char *row = matrix.at(r, g);
-    const bool aligned = is_aligned<T>(row, matrix.dtype);
-#pragma unroll
-    for (int v = 0; v < V; ++v)
-      out[v] = load_vector<T, kWhole>(row + column(first + v) *
-                                                int64_t(size_of_element<T>(matrix.dtype)),
-                                      cols - column(first + v), aligned, matrix.dtype);
-  }
-
-  __device__ const char *weight() const { return a.weight.data + g * a.weight.group_stride; }
-
-  // Writes the V vectors of y where a.plain, and rstd and weight allow the fast formula.
-  template <int V>
-  __device__ void store_plain(const Vector<T> (&row)[V], const Vector<T> (&weight)[V],
-                              const RowScale &scale) const {
-    char *y_row = a.y.at(r, g);
-    const bool aligned = is_aligned<T>(y_row, a.y.dtype);
-#pragma unroll
-    for (int v = 0; v < V; ++v) {
-      float h[W], w[W], y[W];
-      row[v].unpack(a.h_dtype, h);
-      weight[v].unpack(a.h_dtype, w);
-#pragma unroll
-      for (int i = 0; i < W; ++i)
-        y[i] = kDoubleFloat<T> ? round_pair(multiply_pair(scale, h[i], w[i], 0))
-                               : h[i] * scale.high * w[i];
-      Vector<T> out;
-      out.pack(a.y.dtype, y);
-      store_vector<T, kWhole>(y_row + column(v) * int64_t(size_of_element<T>(a.y.dtype)), out,
-                              cols - column(v), aligned, a.y.dtype);
-    }
-  }
-
-  // Writes vector v of y. `packed` is its weight if a.weight_packed and the kernel has `read` it
-  // already.
-  __device__ void store(int v, Vector<T> row, bool read, Vector<T> packed,
-                        const RowScale &scale) const {
-    const int valid = cols - column(v);
-    if (valid <= 0) return;
-    float h[W], w[W], bias[W], y[W];
-    row.unpack(a.h_dtype, h);
-    load_vectors(v, read, packed, w, bias);
-    if (scale.fast && weights_are_small<T>(w, a.offset_high)) {
-      normalise(scale, h, w, bias, y);
-      Vector<T> out;
-      out.pack(a.y.dtype, y);
-      char *y_row = a.y.at(r, g);
-      store_vector<T, kWhole>(y_row + column(v) * int64_t(size_of_element<T>(a.y.dtype)), out,
-                              valid, is_aligned<T>(y_row, a.y.dtype), a.y.dtype);
-    } else {
-      store_rare(v, scale);
-    }
-  }
-
-  // Writes vector v of y in fp64.
-  __device__ void store_rare(int v, const RowScale &scale) const {
-    const int valid = cols - column(v);
-    store_exact(a, kDoubleFloat<T> || !scale.fast ? scale.exact : double(scale.high), r, g,
-                column(v), valid < W ? valid : W);
+      writer.store(at(a.residual_out) + v * kStep * size_of_element<T>(a.h_dtype), h[v],
+                   left - v * kStep, first_part && v == 0, last_part && v == V - 1, a.h_dtype);
   }
 
   // Weight and bias of vector v as floats.
-  __device__ void load_vectors(int v, bool read, const Vector<T> &packed, float (&w)[W],
-                               float (&bias)[W]) const {
-    const int valid = cols - column(v);
-    if (read) {
-      packed.unpack_as(a.weight.dtype, w);
-    } else if (a.weight.data != nullptr) {
-      load_floats<W, kWhole>(weight() + column(v) * int64_t(size_of(a.weight.dtype)),
-                             a.weight.dtype, valid, w);
-    } else {
+  __device__ void load_parameters(const ForwardArgs &a, int v, float (&w)[W],
+                                  float (&bias)[W]) const {
+    const auto load_row = [&](const Matrix &matrix, float(&out)[W]) {
+      const int64_t column = first + v * kStep;
+      load_floats<W, kWhole>(matrix.data + g * matrix.group_stride + column * size_of(matrix.dtype),
+                             matrix.dtype, left - v * kStep, out);
+    };
 #pragma unroll
-      for (int i = 0; i < W; ++i) w[i] = 1;
-    }
-    if (a.bias.data != nullptr)
-      load_floats<W, kWhole>(a.bias.data + g * a.bias.group_stride +
-                                 column(v) * int64_t(size_of(a.bias.dtype)),
-                             a.bias.dtype, valid, bias);
-  }
-
-  // y with everything the params may ask for.
-  __device__ void normalise(const RowScale &scale, const float (&h)[W], const float (&w)[W],
-                            const float (&bias)[W], float (&y)[W]) const {
-    if constexpr (kDoubleFloat<T>) {
-#pragma unroll
-      for (int i = 0; i < W; ++i) y[i] = normalise_pair(a, scale, h[i], w[i], bias[i]);
-    } else {
-      normalise_half(a, scale.high, h, w, bias, y);
-    }
+    for (int i = 0; i < W; ++i) w[i] = 1, bias[i] = 0;
+    if (kWhole && left - v * kStep <= 0) return;
+    if (a.weight.data != nullptr) load_row(a.weight, w);
+    if (a.bias.data != nullptr) load_row(a.bias, bias);
   }
 };
 
@@ -158,120 +109,299 @@ struct ForwardRow {
 template <class T>
 using SquareSum = std::conditional_t<kDoubleFloat<T>, double, float>;
 
-template <class Sum, class T>
-__device__ inline Sum add_squares(Sum total, const Vector<T> &row, rmsnorm_dtype_t dtype) {
-  float h[kWidth<T>];
-  row.unpack(dtype, h);
-  Sum sum = 0;
+template <class T, int V>
+__device__ inline SquareSum<T> sum_of_squares(const Vector<T> (&row)[V], rmsnorm_dtype_t dtype) {
+  SquareSum<T> total = 0;
 #pragma unroll
-  for (int i = 0; i < kWidth<T>; ++i) sum = fma(Sum(h[i]), Sum(h[i]), sum);
-  return total + sum;
+  for (int v = 0; v < V; ++v) {
+    float h[kWidth<T>];
+    row[v].unpack(dtype, h);
+    SquareSum<T> sum = 0;
+#pragma unroll
+    for (int i = 0; i < kWidth<T>; ++i) sum = fma(SquareSum<T>(h[i]), SquareSum<T>(h[i]), sum);
+    total += sum;
+  }
+  return total;
 }
 
-// rstd from this thread's sum of squares. `redo` gives that sum in fp64, for a half row whose
-// squares left fp32's middle range. scratch: two sums' worth for each long row.
-template <class T, class Redo>
-__device__ inline RowScale row_scale(const ForwardArgs &a, SquareSum<T> squares, int place,
-                                     int threads, double (*scratch)[kMaxLongRows][32], Redo redo) {
-  const int own = threads > 32 ? place : 0;
-  if constexpr (kDoubleFloat<T>) {
-    const double sum = row_sum(squares, place, threads, scratch[0][own]);
-    return scale_of_exact_row(sum / double(a.cols) + a.eps);
-  } else {
-    const float sum = row_sum(squares, place, threads, reinterpret_cast<float *>(scratch[0][own]));
-    RowScale scale = scale_of_half_row(fmaf(sum, a.inverse_cols, a.eps_float));
-    if (any_row_of_warp(!scale.fast, threads)) {
-      const double exact = row_sum(redo(), place, threads, scratch[1][own]);
-      if (!scale.fast) scale.exact = 1.0 / sqrt(exact / double(a.cols) + a.eps);
-    }
-    return scale;
-  }
+template <class T>
+__device__ inline RowScale scale_of_row(const ForwardArgs &a, SquareSum<T> sum) {
+  if constexpr (kDoubleFloat<T>) return scale_of_exact_row(sum / double(a.cols) + a.eps);
+  else return scale_of_half_row(fmaf(sum, a.inverse_cols, a.eps_float));
 }
 
 template <class T>
 __device__ inline void store_rstd(const ForwardArgs &a, const RowScale &scale, int64_t r,
                                   int64_t g) {
-  *reinterpret_cast<float *>(a.rstd.at(r, g)) =
-      kDoubleFloat<T> || !scale.fast ? float(scale.exact) : scale.high;
+  *reinterpret_cast<float *>(a.rstd.at(r, g)) = kDoubleFloat<T> ? float(scale.exact) : scale.high;
 }
 
-// V vectors a thread, in registers. kPlain: a.plain, as nearly every call is: the code for all else
-// is not there, which leaves registers for one more block a multiprocessor and a third of the
-// instructions.
-template <class T, int V, bool kWhole, bool kPlain>
-__global__ void __launch_bounds__(kForwardThreads)
-    forward_rows(const __grid_constant__ ForwardArgs a) {
-  __shared__ double scratch[2][kMaxLongRows][32];
-  const int place = threadIdx.y;
-  const int64_t task = a.first_task + int64_t(blockIdx.x) * blockDim.y + place;
-  const bool active = task < a.tasks.count;
-  if (!active && blockDim.x >= 32) return;  // a short row's threads stay for their warp's shuffles
-  ForwardRow<T, kWhole> io = {a, int(threadIdx.x), int(blockDim.x), active ? int(a.cols) : 0, 0, 0};
-  if (active) a.tasks.locate(task, &io.r, &io.g);
+// The sums of squares of a thread's U rows.
+template <class T, int U>
+struct Squares {
+  SquareSum<T> of[U];
+};
 
-  Vector<T> weight[V];
-  if (kPlain || a.weight_packed) {
-    const bool aligned = reinterpret_cast<uintptr_t>(io.weight()) % 16 == 0;
-#pragma unroll
-    for (int v = 0; v < V; ++v)
-      weight[v] = load_vector<T, kWhole>(io.weight() + io.column(v) * int64_t(sizeof(T)),
-                                         io.cols - io.column(v), aligned, a.weight.dtype);
-  }
-  if (a.overlap) start_beside_neighbours();
-
-  Vector<T> row[V];
-  io.template load<V>(0, row);
-  const auto squares = [&](auto sum) {
-#pragma unroll
-    for (int v = 0; v < V; ++v) sum = add_squares(sum, row[v], a.h_dtype);
-    return sum;
-  };
-  const RowScale scale = row_scale<T>(a, squares(SquareSum<T>(0)), place, io.threads, scratch,
-                                      [&] { return squares(0.0); });
-  if (a.rstd.data != nullptr && io.lane == 0 && active) store_rstd<T>(a, scale, io.r, io.g);
-  if constexpr (!kPlain) {
-#pragma unroll
-    for (int v = 0; v < V; ++v) io.store(v, row[v], a.weight_packed, weight[v], scale);
-  } else if (scale.fast && weights_are_small<T, V>(weight)) {
-    io.template store_plain<V>(row, weight, scale);
-  } else {
+// The thread's part of y for rows and weights outside the fast formula's range: what a warp with
+// any of them does instead of the rest of the kernel, reading h again from memory. A vector gets
+// the same bits from here as from the kernel if both are right for it. A call, and the last thing
+// that its kernel does: inlined or before other work it would cost the fast path registers.
+template <class T, int kWarps, int U>
+__device__ __noinline__ void finish_rare(const ForwardArgs &a, int64_t task, int first, int vectors,
+                                         Team team, Squares<T, U> squares, double *scratch) {
+  constexpr int W = kWidth<T>;
+  __syncwarp();  // residual_out may have been stored by another lane
 #pragma unroll 1
-    for (int v = 0; v < V; ++v) io.store_rare(v, scale);
-  }
-}
-
-// One row a block, any number of vectors a thread, in shared memory: each thread reads only what it
-// wrote.
-template <class T, bool kWhole>
-__global__ void __launch_bounds__(kForwardLongThreads, 2)
-    forward_long(const __grid_constant__ ForwardArgs a) {
-  extern __shared__ uint4 memory[];
-  __shared__ double scratch[2][kMaxLongRows][32];
-  Vector<T> *const own = reinterpret_cast<Vector<T> *>(memory) + threadIdx.x;
-  if (a.overlap) start_beside_neighbours();
-  ForwardRow<T, kWhole> io = {a, int(threadIdx.x), int(blockDim.x), int(a.cols), 0, 0};
-  a.tasks.locate(a.first_task + blockIdx.x, &io.r, &io.g);
-
-  SquareSum<T> sum = 0;
-  for (int v = 0; io.column(v) < io.cols; v += kForwardLongVectors) {
-    Vector<T> part[kForwardLongVectors];
-    io.template load<kForwardLongVectors>(v, part);
-#pragma unroll
-    for (int i = 0; i < kForwardLongVectors; ++i) {
-      if (io.column(v + i) < io.cols) own[(v + i) * io.threads] = part[i];
-      sum = add_squares(sum, part[i], a.h_dtype);
+  for (int u = 0; u < U; ++u, task += blockDim.y) {
+    const bool active = task < a.tasks.count;
+    int64_t r = 0, g = 0;
+    if (active) a.tasks.locate(task, &r, &g);
+    const Part part = {r, g, first, 32 * W, active ? vectors : 0, W};
+    RowScale scale = scale_of_row<T>(a, squares.of[u]);
+    double rstd = kDoubleFloat<T> ? scale.exact : double(scale.high);
+    const bool redo = !kDoubleFloat<T> && !scale.fast;
+    if (team.threads < 32 ? __any_sync(0xffffffffu, redo) : redo) {
+      double sum = 0;
+      part.each_column(a.cols, [&](int64_t c, int, int) {
+        const double h = exact_h(a, part, c);
+        sum = fma(h, h, sum);
+      });
+      sum = row_sum<kWarps, kForwardPlaces>(sum, team, scratch);
+      if (redo) rstd = 1.0 / sqrt(sum / double(a.cols) + a.eps);
+      if (redo && active && first == 0 && a.rstd.data != nullptr)
+        *reinterpret_cast<float *>(a.rstd.at(r, g)) = float(rstd);
+    }
+    const auto parameter = [&](const Matrix &matrix, int64_t c, double absent) {
+      return matrix.data == nullptr
+                 ? absent
+                 : load_double(matrix.data + g * matrix.group_stride, c, matrix.dtype);
+    };
+    for (int v = 0; v < part.vectors; ++v) {
+      const int column = first + v * part.step, left = int(a.cols) - column;
+      float h[W], w[W], bias[W], y[W];
+#pragma unroll 1
+      for (int i = 0; i < W; ++i) {
+        h[i] = i < left ? float(exact_h(a, part, column + i)) : 0;
+        w[i] = i < left ? float(parameter(a.weight, column + i, 1)) : 0;
+        bias[i] = i < left ? float(parameter(a.bias, column + i, 0)) : 0;
+      }
+      const bool fast = scale.fast && weights_are_small<T>(w, a.offset_high);
+      normalise<T>(a, scale, h, w, bias, y);
+#pragma unroll 1
+      for (int i = 0; i < W && i < left; ++i) {
+        double exact = h[i] * rstd;
+        if (a.llama) exact = round_double_to(exact, a.h_dtype);
+        exact *= double(w[i]) + a.weight_offset;
+        if (a.bias.data != nullptr) exact += bias[i];
+        store_double(a.y.at(r, g), column + i, a.y.dtype, fast ? double(y[i]) : exact);
+      }
     }
   }
-  const RowScale scale = row_scale<T>(a, sum, 0, io.threads, scratch, [&] {
-    double exact = 0;
-    for (int v = 0; io.column(v) < io.cols; ++v)
-      exact = add_squares(exact, own[v * io.threads], a.h_dtype);
-    return exact;
-  });
-  if (a.rstd.data != nullptr && io.lane == 0) store_rstd<T>(a, scale, io.r, io.g);
-#pragma unroll 4
-  for (int v = 0; io.column(v) < io.cols; ++v)
-    io.store(v, own[v * io.threads], false, Vector<T>(), scale);
+}
+
+// y of vector `v` (the caller's `packed` holds its weight if kPlain).
+template <class T, bool kPlain, int kCount>
+__device__ inline Vector<T> normalised(const ForwardArgs &a, const RowScale &scale,
+                                       const Vector<T> &h, const Vector<T> &packed,
+                                       const float (&w)[kCount], const float (&bias)[kCount]) {
+  float own[kCount], y[kCount];
+  h.unpack(a.h_dtype, own);
+  if constexpr (kPlain) {
+    float weight[kCount];
+    packed.unpack(a.h_dtype, weight);
+#pragma unroll
+    for (int i = 0; i < kCount; ++i)
+      y[i] = kDoubleFloat<T> ? round_pair(multiply_pair(scale, own[i], weight[i], 0))
+                             : own[i] * scale.high * weight[i];
+  } else {
+    normalise<T>(a, scale, own, w, bias, y);
+  }
+  Vector<T> out;
+  out.pack(a.y.dtype, y);
+  return out;
+}
+
+// kPlain: a.plain, as nearly every call is: the code for all else is not there, which leaves
+// registers for one more block a multiprocessor and a third of the instructions.
+template <class T, int V, int U, bool kWhole, bool kPlain>
+__global__ void __maxnreg__((kForwardRegisters<T, V, kWhole>))
+    forward_rows(const __grid_constant__ ForwardArgs a) {
+  using Row = ForwardRow<T, kWhole>;
+  using Sum = SquareSum<T>;
+  constexpr int W = kWidth<T>, kWarps = kForwardWarps<V>;
+  constexpr int kTogether = kPlain ? V : 1;  // vectors whose weights are in registers at once
+  // 4 rows of 16 warps
+  __shared__ alignas(16) double scratch[2][kWarps > 1 ? kForwardPlaces * kWarps : 1];
+  const int threads = blockDim.x;
+  if (V > 1) __builtin_assume(threads >= 32);
+  const Team team = {int(threadIdx.y), threads, 1};
+  const int64_t task = a.first_task + int64_t(blockIdx.x) * (blockDim.y * U) + team.place;
+  const int first = (threadIdx.x + threadIdx.x / 32 * (V - 1) * 32) * W;
+  Sum *const sums = reinterpret_cast<Sum *>(scratch[0]);
+  if (kWarps > 1 && threads > 32) {
+    clear_slots<kWarps>(team, sums);
+    clear_slots<kWarps>(team, scratch[1]);
+  }
+  // A short row's threads stay for their warp's shuffles.
+  if (task >= a.tasks.count && threads >= 32 && U == 1) return;
+
+  Row rows[U];
+#pragma unroll
+  for (int u = 0; u < U; ++u) {
+    const int64_t own = task + u * int64_t(blockDim.y);
+    rows[u] = {0, 0, first, own < a.tasks.count ? int(a.cols) - first : 0};
+    if (own < a.tasks.count) a.tasks.locate(own, &rows[u].r, &rows[u].g);
+  }
+  Vector<T> weight[kTogether];
+  if constexpr (kPlain) {
+    Row shared = rows[0];
+    shared.left = int(a.cols) - first;
+    shared.template load<V>(a.weight, weight);
+  }
+  if (a.overlap) start_beside_neighbours();
+
+  Vector<T> h[U][V];
+#pragma unroll
+  for (int u = 0; u < U; ++u) {
+    Writer<T, kWhole> writer(threads);
+    rows[u].template load_h<V>(a, writer, true, true, h[u]);
+  }
+  Squares<T, U> squares;
+  RowScale scale[U];
+  bool rare = kPlain && !weights_are_small<T, kTogether>(weight);
+#pragma unroll
+  for (int u = 0; u < U; ++u) {
+    squares.of[u] =
+        row_sum<kWarps, kForwardPlaces>(sum_of_squares<T, V>(h[u], a.h_dtype), team, sums);
+    scale[u] = scale_of_row<T>(a, squares.of[u]);
+    rare = rare || !scale[u].fast;
+    if (a.rstd.data != nullptr && first == 0 && rows[u].left > 0)
+      store_rstd<T>(a, scale[u], rows[u].r, rows[u].g);
+  }
+
+  Writer<T, kWhole> writer[U];
+#pragma unroll
+  for (int u = 0; u < U; ++u) writer[u] = Writer<T, kWhole>(threads);
+#pragma unroll
+  for (int begin = 0; begin < V; begin += kTogether) {
+    float w[W], bias[W];
+    if constexpr (!kPlain) {
+      rows[0].load_parameters(a, begin, w, bias);
+      rare = rare || !weights_are_small<T>(w, a.offset_high);
+    }
+    if (__any_sync(0xffffffffu, rare))
+      return finish_rare<T, kWarps, U>(a, task, first + begin * Row::kStep, V - begin, team,
+                                       squares, scratch[1]);
+#pragma unroll
+    for (int i = 0; i < U * kTogether; ++i) {
+      const int u = i / kTogether, v = begin + i % kTogether;
+      rows[u].store(a.y, v,
+                    normalised<T, kPlain>(a, scale[u], h[u][v], weight[i % kTogether], w, bias),
+                    v == V - 1, writer[u]);
+    }
+  }
+}
+
+// One row a block or cluster, any number of vectors a thread, in shared memory: each thread reads
+// only its own slots.
+template <class T, bool kWhole, bool kPlain>
+__global__ void __launch_bounds__(kLongThreads, kLongBlocks)
+    forward_long(const __grid_constant__ ForwardArgs a) {
+  using Row = ForwardRow<T, kWhole>;
+  using Sum = SquareSum<T>;
+  constexpr int W = kWidth<T>, kTogether = 2;
+  extern __shared__ __align__(128) uint4 memory[];
+  __shared__ alignas(16) double scratch[2][kLongSlots];
+  __shared__ uint64_t barrier;
+  const int threads = blockDim.x;
+  __builtin_assume(threads >= 32);
+  const Team team = {0, threads, a.cluster};
+  const MailBox<Sum> box = {reinterpret_cast<Sum *>(scratch[0]), &barrier};
+  const int64_t task = a.first_task + cluster_of_grid();
+  const int vectors = a.vectors;  // of this thread, a multiple of kTogether
+  const int first = (block_of_cluster() * threads * vectors + threadIdx.x / 32 * vectors * 32 +
+                     threadIdx.x % 32) *
+                    W;
+  if (team.cluster > 1) {
+    if (threadIdx.x == 0) open_barrier(&barrier);
+    __syncwarp();
+    announce_block();
+  } else {
+    clear_slots<kLongWarps>(team, box.slots);
+    clear_slots<kLongWarps>(team, scratch[1]);
+  }
+  Row row = {0, 0, first, int(a.cols) - first};
+  a.tasks.locate(task, &row.r, &row.g);
+  if (a.overlap) start_beside_neighbours();
+
+  uint4 *const own = memory + threadIdx.x / 32 * vectors * 32 + threadIdx.x % 32;
+  Sum sum = 0;
+  if (kWhole && a.residual.data == nullptr) {
+    const char *data = row.at(a.x);
+    for (int v = 0; v < vectors; ++v)
+      if (row.left > v * Row::kStep)
+        copy_whole_vector<T>(own + v * 32, data + v * Row::kStep * size_of_element<T>(a.x.dtype),
+                             a.x.dtype);
+    commit_copies();
+    wait_for_copies<0>();
+#pragma unroll 2
+    for (int v = 0; v < vectors; ++v) {
+      if (row.left <= v * Row::kStep) break;
+      Vector<T> h[1];
+      h[0].set(own[v * 32]);
+      sum += sum_of_squares<T, 1>(h, a.h_dtype);
+    }
+  } else {
+    Writer<T, kWhole> writer(threads);
+    for (int v = 0; v < vectors; v += kTogether) {
+      Vector<T> h[kTogether];
+      row.from(v).template load_h<kTogether>(a, writer, v == 0, v + kTogether == vectors, h);
+#pragma unroll
+      for (int i = 0; i < kTogether; ++i)
+        own[(v + i) * 32] = make_uint4(h[i].word[0], h[i].word[1], h[i].word[2], h[i].word[3]);
+      sum += sum_of_squares<T, kTogether>(h, a.h_dtype);
+    }
+  }
+  Squares<T, 1> squares;
+  if (team.cluster > 1) {
+    await_blocks();
+    squares.of[0] = box.sum(sum, team, 0);
+  } else {
+    squares.of[0] = row_sum<kLongWarps, 1>(sum, {0, threads, 1}, box.slots);
+  }
+  const RowScale scale = scale_of_row<T>(a, squares.of[0]);
+  if (a.rstd.data != nullptr && first == 0) store_rstd<T>(a, scale, row.r, row.g);
+
+  Writer<T, kWhole> writer(threads);
+  bool rare = !scale.fast;
+  Vector<T> next[kTogether];
+  if (kPlain) row.template load<kTogether>(a.weight, next);
+  for (int v = 0; v < vectors; v += kTogether) {
+    Vector<T> weight[kTogether];
+    float w[kTogether][W], bias[kTogether][W];
+    if constexpr (kPlain) {
+#pragma unroll
+      for (int i = 0; i < kTogether; ++i) weight[i] = next[i];
+      row.from(v + kTogether).template load<kTogether>(a.weight, next);
+      rare = rare || !weights_are_small<T, kTogether>(weight);
+    } else {
+#pragma unroll
+      for (int i = 0; i < kTogether; ++i) {
+        row.load_parameters(a, v + i, w[i], bias[i]);
+        rare = rare || !weights_are_small<T>(w[i], a.offset_high);
+      }
+    }
+    if (__any_sync(0xffffffffu, rare))
+      return finish_rare<T, kLongWarps, 1>(a, task, first + v * Row::kStep, vectors - v, team,
+                                           squares, scratch[1]);
+#pragma unroll
+    for (int i = 0; i < kTogether; ++i) {
+      Vector<T> h;
+      h.set(own[(v + i) * 32]);
+      row.store(a.y, v + i, normalised<T, kPlain>(a, scale, h, weight[i], w[i], bias[i]),
+                v + i == vectors - 1, writer);
+    }
+  }
 }
 
 }  // namespace

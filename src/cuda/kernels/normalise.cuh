@@ -14,18 +14,21 @@
 namespace rmsnorm::cuda {
 namespace {
 
+// What the plain kernels need comes first: at a few rows the time to fetch arguments shows.
 struct ForwardArgs {
+  Matrix x, weight, y, rstd;
   Tasks tasks;
   int64_t first_task;
-  Matrix x, residual, weight, bias, y, residual_out, rstd;
   int64_t cols;
-  double eps, weight_offset;
   float eps_float, inverse_cols;
-  float offset_high, offset_low;  // weight_offset as two floats
+  int cluster, vectors;  // forward_long: blocks that share a row, and vectors of a thread
+  bool overlap;
+  bool plain;  // no bias, no offset, rounded once, a shared weight of the row's own dtype
+  bool llama;
   rmsnorm_dtype_t h_dtype;
-  bool llama, overlap;
-  bool weight_packed;  // weight's elements are as large as x's: read before x arrives, kept packed
-  bool plain;          // all packed, the weight's dtype too; no bias, no offset, rounded once
+  Matrix residual, residual_out, bias;
+  double eps, weight_offset;
+  float offset_high, offset_low;  // weight_offset as two floats
 };
 
 struct RowScale {
@@ -54,61 +57,54 @@ __device__ inline RowScale scale_of_exact_row(double mean_plus_eps) {
 // The fast formula's limit on |weight|: a half row's h * rstd may be subnormal (an error of 2^-150
 // that the weight multiplies; never in an fp16 row), a double-float row's product must not
 // overflow.
+template <class T>
+constexpr float kLargestWeight = kDoubleFloat<T> ? 0x1p64f : 0x1p9f;
+
 template <class T, int kCount>
 __device__ inline bool weights_are_small(const float (&weight)[kCount], float offset) {
   if (std::is_same_v<T, __half>) return true;
   float largest = 0;
 #pragma unroll
   for (int i = 0; i < kCount; ++i) largest = fmaxf(largest, fabsf(weight[i]));
-  return largest + fabsf(offset) <= (kDoubleFloat<T> ? 0x1p64f : 0x1p9f);
+  return largest + fabsf(offset) <= kLargestWeight<T>;
 }
 
-// The same of packed weights of the row's own dtype. A NaN is not large: it gives NaN either way.
+// The same of packed weights of the row's own dtype.
 template <class T, int V>
 __device__ inline bool weights_are_small(const Vector<T> (&weight)[V]) {
+  if constexpr (std::is_same_v<T, __half>) return true;
   if constexpr (std::is_same_v<T, __nv_bfloat16>) {
-    __nv_bfloat162 largest = __float2bfloat162_rn(0);
+    uint32_t largest = 0;  // the magnitude of each half; signs are of no meaning
 #pragma unroll
     for (int v = 0; v < V; ++v)
 #pragma unroll
-      for (int i = 0; i < 4; ++i)
+      for (int i = 0; i < 4; ++i) {
+#if __CUDA_ARCH__ >= 860
+        asm("max.xorsign.abs.bf16x2 %0, %0, %1;" : "+r"(largest) : "r"(weight[v].word[i]));
+#else
+        const uint32_t word = weight[v].word[i];
         largest =
-            __hmax2(largest, __habs2(reinterpret_cast<const __nv_bfloat162 &>(weight[v].word[i])));
-    return __hble2(largest, __float2bfloat162_rn(0x1p9f));
-  } else if constexpr (std::is_same_v<T, float>) {
-    float largest = 0;
-#pragma unroll
-    for (int v = 0; v < V; ++v)
-#pragma unroll
-      for (int i = 0; i < 4; ++i)
-        largest = fmaxf(largest, fabsf(__uint_as_float(weight[v].word[i])));
-    return largest <= 0x1p64f;
-  } else {
-    return std::is_same_v<T, __half>;
+            max(largest & 0xffff0000u, word & 0x7fff0000u) | max(largest & 0xffffu, word & 0x7fffu);
+#endif
+      }
+    const float low = __uint_as_float(largest << 16), high = __uint_as_float(largest & 0xffff0000u);
+    return fabsf(low) <= kLargestWeight<T> && fabsf(high) <= kLargestWeight<T>;
   }
+  float largest = 0;
+#pragma unroll
+  for (int v = 0; v < V; ++v)
+#pragma unroll
+    for (int i = 0; i < 4; ++i) largest = fmaxf(largest, fabsf(__uint_as_float(weight[v].word[i])));
+  return largest <= kLargestWeight<T>;
 }
 
-// One thread's vectors first .. first + count - 1 of a row, in fp64, read again from memory. A call
-// of its own: it is rare, and inlined it would cost the fast path registers.
-__device__ __noinline__ void store_exact(const ForwardArgs &a, double rstd, int64_t r, int64_t g,
-                                         int first_column, int valid) {
-  const char *weight = a.weight.data + g * a.weight.group_stride;
-  const char *bias = a.bias.data + g * a.bias.group_stride;
-  for (int64_t c = first_column; c < first_column + valid; ++c) {
-    double h;
-    if (a.residual_out.data != nullptr) {  // which may lie over x or residual
-      h = load_double(a.residual_out.at(r, g), c, a.h_dtype);
-    } else {
-      h = load_double(a.x.at(r, g), c, a.x.dtype);
-      if (a.residual.data != nullptr)
-        h = add_rounded(h, load_double(a.residual.at(r, g), c, a.residual.dtype), a.h_dtype);
-    }
-    double t = h * rstd;
-    if (a.llama) t = round_double_to(t, a.h_dtype);
-    t *= (a.weight.data != nullptr ? load_double(weight, c, a.weight.dtype) : 1) + a.weight_offset;
-    if (a.bias.data != nullptr) t += load_double(bias, c, a.bias.dtype);
-    store_double(a.y.at(r, g), c, a.y.dtype, t);
-  }
+// h, read again from memory.
+__device__ inline double exact_h(const ForwardArgs &a, const Part &part, int64_t c) {
+  if (a.residual_out.data != nullptr)  // which may lie over x or residual
+    return load_double(a.residual_out.at(part.r, part.g), c, a.h_dtype);
+  const double x = load_double(a.x.at(part.r, part.g), c, a.x.dtype);
+  if (a.residual.data == nullptr) return x;
+  return add_rounded(x, load_double(a.residual.at(part.r, part.g), c, a.residual.dtype), a.h_dtype);
 }
 
 template <int kCount>
@@ -122,7 +118,8 @@ __device__ inline void normalise_half(const ForwardArgs &a, float rstd, const fl
     for (int i = 0; i < kCount; ++i) y[i] = round_to(y[i], a.h_dtype);
   }
 #pragma unroll
-  for (int i = 0; i < kCount; ++i) y[i] *= weight[i] + a.offset_high;
+  for (int i = 0; i < kCount; ++i)
+    y[i] *= a.offset_high == 0 ? weight[i] : weight[i] + a.offset_high;  // a weight of -0 stays
   if (a.bias.data != nullptr) {
 #pragma unroll
     for (int i = 0; i < kCount; ++i) y[i] += bias[i];
@@ -171,6 +168,19 @@ __device__ inline float normalise_pair(const ForwardArgs &a, const RowScale &sca
   const float part = total - y;
   const float lost = (y - (total - part)) + (bias - part) + rest;
   return isfinite(total) ? total + lost : total;
+}
+
+// y of one vector with everything the params may ask for. RowScale holds what T needs.
+template <class T, int kCount>
+__device__ inline void normalise(const ForwardArgs &a, const RowScale &scale,
+                                 const float (&h)[kCount], const float (&weight)[kCount],
+                                 const float (&bias)[kCount], float (&y)[kCount]) {
+  if constexpr (kDoubleFloat<T>) {
+#pragma unroll
+    for (int i = 0; i < kCount; ++i) y[i] = normalise_pair(a, scale, h[i], weight[i], bias[i]);
+  } else {
+    normalise_half(a, scale.high, h, weight, bias, y);
+  }
 }
 
 }  // namespace

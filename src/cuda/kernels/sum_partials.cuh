@@ -1,6 +1,6 @@
 // The last step of dweight and dbias: adds the partial rows of the workspace in fp64, in a fixed
-// tree, and rounds once. 32 columns and kSumRows row-threads a block; each thread adds every
-// kSumRows-th partial row.
+// tree, and rounds once. A block takes kSumColumns columns; each of its kSumRows row-threads adds
+// every kSumRows-th partial row, 4 columns at a time, with all its loads in flight together.
 #pragma once
 
 #include "cuda/kernels/elements.cuh"
@@ -9,7 +9,8 @@
 namespace rmsnorm::cuda {
 namespace {
 
-constexpr int kSumColumns = 32, kSumRows = 16;
+constexpr int kSumQuads = 4, kSumColumns = 4 * kSumQuads, kSumRows = 64;
+constexpr int kSumThreads = kSumQuads * kSumRows;
 
 struct SumArgs {
   const void *partial;  // [groups][count][pitch], Real
@@ -21,27 +22,42 @@ struct SumArgs {
 };
 
 template <class Real>
-__global__ void __launch_bounds__(kSumColumns *kSumRows)
-    sum_partials(const __grid_constant__ SumArgs a) {
-  __shared__ double sums[kSumRows][kSumColumns];
+__global__ void __launch_bounds__(kSumThreads) sum_partials(const __grid_constant__ SumArgs a) {
+  __shared__ double sums[kSumThreads / 32][kSumColumns];
   const int64_t tiles = (a.cols + kSumColumns - 1) / kSumColumns;
   const int64_t group = blockIdx.x / tiles;
-  const int64_t c = blockIdx.x % tiles * kSumColumns + threadIdx.x;
+  const int quad = threadIdx.x % kSumQuads, row = threadIdx.x / kSumQuads;
+  const int64_t first = blockIdx.x % tiles * kSumColumns + quad * 4;
   if (a.overlap) start_beside_neighbours();
-  double sum = 0;
-  if (c < a.cols) {
-    const Real *column = static_cast<const Real *>(a.partial) + group * a.count * a.pitch + c;
-#pragma unroll 8
-    for (int64_t i = threadIdx.y; i < a.count; i += kSumRows) sum += double(column[i * a.pitch]);
+  double sum[4] = {0, 0, 0, 0};
+  const Real *column = static_cast<const Real *>(a.partial) + group * a.count * a.pitch + first;
+  if (first + 4 <= a.pitch) {
+#pragma unroll 4
+    for (int64_t i = row; i < a.count; i += kSumRows) {
+      struct alignas(16) Four {
+        Real real[4];
+      };
+      const Four four = *reinterpret_cast<const Four *>(column + i * a.pitch);
+#pragma unroll
+      for (int c = 0; c < 4; ++c) sum[c] += double(four.real[c]);
+    }
   }
-  sums[threadIdx.y][threadIdx.x] = sum;
-  for (int half = kSumRows / 2; half > 0; half /= 2) {
-    __syncthreads();
-    if (threadIdx.y < half) sums[threadIdx.y][threadIdx.x] += sums[threadIdx.y + half][threadIdx.x];
+#pragma unroll
+  for (int c = 0; c < 4; ++c)
+#pragma unroll
+    for (int offset = kSumQuads; offset < 32; offset *= 2)
+      sum[c] += __shfl_xor_sync(0xffffffffu, sum[c], offset);
+  if (threadIdx.x % 32 < kSumQuads) {
+#pragma unroll
+    for (int c = 0; c < 4; ++c) sums[threadIdx.x / 32][quad * 4 + c] = sum[c];
   }
-  if (threadIdx.y != 0 || c >= a.cols) return;
+  __syncthreads();
+  const int64_t c = blockIdx.x % tiles * kSumColumns + threadIdx.x;
+  if (threadIdx.x >= kSumColumns || c >= a.cols) return;
+  double total = 0;
+#pragma unroll
+  for (int warp = 0; warp < kSumThreads / 32; ++warp) total += sums[warp][threadIdx.x];
   char *out = a.out + group * a.out_group_stride;
-  double total = sums[0][threadIdx.x];
   if (a.accumulate) total += load_double(out, c, a.dtype);
   store_double(out, c, a.dtype, total);
 }
