@@ -6,7 +6,8 @@ allocation but for the workspace, the params built once per set of buffers.
     add(x, residual, w, y, h)     h = x + residual; y = rmsnorm(h) * w
 
 x, y, ... are (rows, cols) of fp32, fp16 or bf16 with stride 1 in cols. RMSNORM_LIBRARY names the
-librmsnorm.so to load; RMSNORM_BENCH_OVERLAP=1 sets RMSNORM_FLAG_OVERLAP.
+librmsnorm.so to load; RMSNORM_BENCH_OVERLAP=1 sets RMSNORM_FLAG_OVERLAP. make_fwd, make_bwd and
+make_add give the same calls as objects, for callers that keep them, with flags of their own.
 """
 import ctypes
 import os
@@ -59,6 +60,11 @@ def check(status):
         raise RuntimeError(f"{status}: {text.value.decode()}")
 
 
+def version():
+    number = library.rmsnorm_version()
+    return f"{number // 10000}.{number // 100 % 100}.{number % 100}"
+
+
 context = ctypes.c_void_p()
 options = ContextOptions(ctypes.sizeof(ContextOptions), DEVICE_CUDA)
 check(library.rmsnorm_context_create(ctypes.byref(options), ctypes.byref(context)))
@@ -73,16 +79,16 @@ def rows(t):
     return Tensor(t.data_ptr(), t.stride(0), 0, DTYPES[t.dtype], 0)
 
 
-def params(kind, shape, **tensors):
+def params(kind, shape, flags, **tensors):
     m, n = shape
-    return kind(ctypes.sizeof(kind), m, 1, n, EPS, 0.0, 0, FLAGS, **tensors)
+    return kind(ctypes.sizeof(kind), m, 1, n, EPS, 0.0, 0, flags, **tensors)
 
 
 class Call:
     """One operation on fixed buffers, with its workspace."""
 
     def __init__(self, name, p):
-        self.run = getattr(library, f"rmsnorm_{name}")
+        self.name, self.run = name, getattr(library, f"rmsnorm_{name}")
         size = ctypes.c_size_t()
         query = getattr(library, f"rmsnorm_{name}_workspace_size")
         check(query(context, ctypes.byref(p), ctypes.byref(size)))
@@ -95,28 +101,36 @@ class Call:
                        ctypes.c_void_p(self.workspace.data_ptr()), ctypes.c_size_t(self.size),
                        ctypes.c_void_p(stream)))
 
+    def kernel(self):
+        """The name of what runs."""
+        text = ctypes.create_string_buffer(128)
+        query = getattr(library, f"rmsnorm_{self.name}_kernel_name")
+        check(query(context, ctypes.byref(self.params), text, ctypes.c_size_t(len(text))))
+        return text.value.decode()
+
 
 calls = {}
 
 
 def cached(make, *tensors):
-    key = (make, *((t.data_ptr(), t.shape, t.dtype) for t in tensors))
+    key = (make, *((t.data_ptr(), t.shape, t.stride(), t.dtype) for t in tensors))
     if key not in calls:
         calls[key] = make(*tensors)
     calls[key]()
 
 
-def make_fwd(x, w, y):
-    return Call("forward", params(Forward, x.shape, x=view(x), weight=view(w), y=view(y)))
+def make_fwd(x, w, y, flags=FLAGS):
+    return Call("forward", params(Forward, x.shape, flags, x=view(x), weight=view(w), y=view(y)))
 
 
-def make_bwd(dy, x, w, rstd, dx, dw):
-    return Call("backward", params(Backward, x.shape, dy=view(dy), x=view(x), weight=view(w),
-                                   rstd=rows(rstd), dx=view(dx), dweight=view(dw)))
+def make_bwd(dy, x, w, rstd, dx, dw, flags=FLAGS):
+    return Call("backward", params(Backward, x.shape, flags, dy=view(dy), x=view(x),
+                                   weight=view(w), rstd=rows(rstd), dx=view(dx),
+                                   dweight=view(dw)))
 
 
-def make_add(x, residual, w, y, h):
-    return Call("forward", params(Forward, x.shape, x=view(x), residual=view(residual),
+def make_add(x, residual, w, y, h, flags=FLAGS):
+    return Call("forward", params(Forward, x.shape, flags, x=view(x), residual=view(residual),
                                   weight=view(w), y=view(y), residual_out=view(h)))
 
 
