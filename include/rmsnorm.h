@@ -219,8 +219,12 @@ typedef struct rmsnorm_context_options_t {
   rmsnorm_device_t device; /* 0 is read as the CPU */
   int32_t ordinal;         /* CPU: 0 */
   uint32_t flags;          /* RMSNORM_CONTEXT_* */
-  int32_t cpu_threads;     /* the library's own threads: 0 or 1, the caller's thread alone */
-  rmsnorm_log_t log;       /* NULL: silent */
+  /* CPU: 0 or 1, the caller's thread alone; n, up to 1024: n - 1 threads of the library's own work
+   * beside the caller's. They start with the first large call, also in a child after fork, sleep
+   * between calls, and end with the context. One call at a time has them; calls that run meanwhile
+   * do without. Not beside parallel_for. */
+  int32_t cpu_threads;
+  rmsnorm_log_t log; /* NULL: silent */
   void *log_user;
   rmsnorm_parallel_for_t parallel_for; /* CPU: NULL runs on the caller's thread */
   void *parallel_for_user;
@@ -234,9 +238,8 @@ RMSNORM_API void rmsnorm_context_options_init(void *options, size_t struct_size)
 
 /* Creates a context; *context is NULL after a failure. options NULL: the CPU, the caller's thread.
  * CUDA: makes the device's primary context, if it was not there yet, and keeps it until destroyed.
- * Errors: NULL (context), STRUCT_SIZE, VALUE, NEWER_LIBRARY, NOT_SUPPORTED (cpu_threads above 1),
- * BACKEND_NOT_BUILT, NO_DRIVER, DRIVER_TOO_OLD, NO_DEVICE, DEVICE, ARCHITECTURE, OUT_OF_MEMORY,
- * CUDA. */
+ * Errors: NULL (context), STRUCT_SIZE, VALUE, NEWER_LIBRARY, BACKEND_NOT_BUILT, NO_DRIVER,
+ * DRIVER_TOO_OLD, NO_DEVICE, DEVICE, ARCHITECTURE, OUT_OF_MEMORY, CUDA. */
 RMSNORM_API rmsnorm_status_t rmsnorm_context_create(const rmsnorm_context_options_t *options,
                                                     rmsnorm_context_t **context);
 

@@ -21,6 +21,8 @@ rmsnorm_status_t find_backend(rmsnorm_device_t device, const Backend **backend) 
   return RMSNORM_SUCCESS;
 }
 
+constexpr int kMostThreads = 1024;
+
 rmsnorm_status_t check_ordinal(int32_t ordinal) {
   if (ordinal >= 0) return RMSNORM_SUCCESS;
   return fail(RMSNORM_ERROR_DEVICE, "ordinal = %d is negative", (int)ordinal);
@@ -39,11 +41,13 @@ rmsnorm_status_t read_options(const rmsnorm_context_options_t *given,
   if (options->cpu_threads < 0)
     return fail(RMSNORM_ERROR_VALUE, "options.cpu_threads = %d is negative",
                 (int)options->cpu_threads);
-  if (options->cpu_threads > 1)
-    return fail(
-        RMSNORM_ERROR_NOT_SUPPORTED,
-        "options.cpu_threads = %d: this version has no threads of its own (give parallel_for)",
-        (int)options->cpu_threads);
+  if (options->cpu_threads > kMostThreads)
+    return fail(RMSNORM_ERROR_VALUE, "options.cpu_threads = %d is more than %d",
+                (int)options->cpu_threads, kMostThreads);
+  if (options->cpu_threads > 1 && options->parallel_for != nullptr)
+    return fail(RMSNORM_ERROR_VALUE,
+                "options.cpu_threads = %d beside options.parallel_for: work goes one way only",
+                (int)options->cpu_threads);
   return check_ordinal(options->ordinal);
 }
 

@@ -77,11 +77,23 @@ rmsnorm_status_t create(const rmsnorm_context_options_t &options, void **state) 
   State *made = make_object<State>();
   if (made == nullptr) return fail(RMSNORM_ERROR_OUT_OF_MEMORY, "no memory for a context");
   *made = {&chosen_rows(), options.parallel_for, options.parallel_for_user};
+  if (options.cpu_threads > 1) {
+    made->pool = Pool::create(options.cpu_threads);
+    if (made->pool == nullptr) {
+      free_object(made);
+      return fail(RMSNORM_ERROR_OUT_OF_MEMORY, "no memory for cpu_threads = %d",
+                  static_cast<int>(options.cpu_threads));
+    }
+  }
   *state = made;
   return RMSNORM_SUCCESS;
 }
 
-void destroy(void *state) { free_object(static_cast<State *>(state)); }
+void destroy(void *opaque) {
+  State *const state = static_cast<State *>(opaque);
+  Pool::destroy(state->pool);
+  free_object(state);
+}
 
 }  // namespace
 

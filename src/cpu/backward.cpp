@@ -104,7 +104,8 @@ rmsnorm_status_t finish(const State &state, const BackwardProblem &problem, cons
   const GradientSums sums = sums_at(problem, plan, memory);
   const int64_t chunks = divide_up(problem.cols, kFinishCols);
   const int64_t tasks = plan.vectors * chunks;  // of an output
-  return each_task(state, plan.outputs * tasks, [&](int64_t index) {
+  const int64_t elements = saturated_product(plan.outputs * plan.blocks, plan.sums);
+  return each_task(state, plan.outputs * tasks, elements, [&](int64_t index) {
     const bool dweight = problem.dweight.present() && index < tasks;
     const View &out = dweight ? problem.dweight : problem.dbias;
     const char *from = dweight ? sums.dweight : sums.dbias;
@@ -137,7 +138,8 @@ rmsnorm_status_t backward(const void *opaque, const BackwardProblem &problem,
   const State &state = *static_cast<const State *>(opaque);
   const Plan plan = make_plan(problem);
   char *const memory = plan.workspace == 0 ? nullptr : align_up(launch.workspace);
-  RMSNORM_TRY(each_task(state, plan.blocks, [&](int64_t index) {
+  const int64_t elements = saturated_product(plan.steps * plan.rows_a_step, problem.cols);
+  RMSNORM_TRY(each_task(state, plan.blocks, elements, [&](int64_t index) {
     run_block(*state.rows, problem, plan, index, memory + index * plan.block_bytes);
   }));
   return finish(state, problem, plan, memory);

@@ -30,7 +30,7 @@ rmsnorm_status_t forward(const void *opaque, const ForwardProblem &problem, cons
   if (rows == 0) return RMSNORM_SUCCESS;
   const int64_t rows_a_task = std::max<int64_t>(1, kTaskElements / problem.cols);
   const int64_t tasks = std::min((rows - 1) / rows_a_task + 1, kMostTasks);
-  return each_task(state, tasks, [&](int64_t index) {
+  return each_task(state, tasks, rows * problem.cols, [&](int64_t index) {
     const Part part = part_of(rows, tasks, index);
     state.rows->forward(problem, part.begin, part.end);
   });

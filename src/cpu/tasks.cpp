@@ -6,6 +6,11 @@
 #include "core/status.h"
 
 namespace rmsnorm::cpu {
+namespace {
+
+constexpr int64_t kPoolElements = 131072;  // 50 us or more: waking a thread takes 5 to 10
+
+}  // namespace
 
 Part part_of(int64_t count, int64_t parts, int64_t index) {
   const int64_t each = count / parts, longer = count % parts;
@@ -13,9 +18,13 @@ Part part_of(int64_t count, int64_t parts, int64_t index) {
   return {begin, begin + each + (index < longer ? 1 : 0)};
 }
 
-rmsnorm_status_t run_tasks(const State &state, int64_t count, rmsnorm_task_t task, void *arg) {
+rmsnorm_status_t run_tasks(const State &state, int64_t count, int64_t elements, rmsnorm_task_t task,
+                           void *arg) {
   if (count == 0) return RMSNORM_SUCCESS;
   if (state.parallel_for == nullptr) {
+    if (state.pool != nullptr && count > 1 && elements >= kPoolElements &&
+        state.pool->run(count, task, arg))
+      return RMSNORM_SUCCESS;
     for (int64_t index = 0; index < count; ++index) task(arg, index);
     return RMSNORM_SUCCESS;
   }

@@ -1,12 +1,13 @@
-// A CPU context's state, and how an operation's tasks run: through the caller's parallel_for, or
-// one after another on the calling thread. Tasks write disjoint memory and fix their own order of
-// sums, so that neither choice changes a bit.
+// A CPU context's state, and how an operation's tasks run: through the caller's parallel_for, on
+// the library's own threads, or one after another on the calling thread. Tasks write disjoint
+// memory and fix their own order of sums, so that no choice changes a bit.
 #pragma once
 
 #include <cstdint>
 
 #include "core/backend.h"
 #include "cpu/float_environment.h"
+#include "cpu/pool.h"
 #include "cpu/rows.h"
 
 namespace rmsnorm::cpu {
@@ -15,6 +16,7 @@ struct State {
   const RowTable *rows;
   rmsnorm_parallel_for_t parallel_for;  // NULL: none
   void *parallel_for_user;
+  Pool *pool = nullptr;  // NULL: none
 };
 
 // Part `index` of `parts` parts of [0, count), as equal as may be.
@@ -23,16 +25,18 @@ struct Part {
 };
 Part part_of(int64_t count, int64_t parts, int64_t index);
 
-rmsnorm_status_t run_tasks(const State &state, int64_t count, rmsnorm_task_t task, void *arg);
+rmsnorm_status_t run_tasks(const State &state, int64_t count, int64_t elements, rmsnorm_task_t task,
+                           void *arg);
 
-// body(index) for each index in [0, count).
+// body(index) for each index in [0, count). `elements`: what all of them read, roughly; the
+// library's threads are woken for much work only.
 template <class Body>
-rmsnorm_status_t each_task(const State &state, int64_t count, const Body &body) {
+rmsnorm_status_t each_task(const State &state, int64_t count, int64_t elements, const Body &body) {
   const rmsnorm_task_t task = [](void *arg, int64_t index) {
     const FloatEnvironment environment;
     (*static_cast<const Body *>(arg))(index);
   };
-  return run_tasks(state, count, task, const_cast<Body *>(&body));
+  return run_tasks(state, count, elements, task, const_cast<Body *>(&body));
 }
 
 }  // namespace rmsnorm::cpu

@@ -171,8 +171,11 @@ TEST_P(OfContext, EveryRuleOfTheOptions) {
   expect_refused(bad, RMSNORM_ERROR_NEWER_LIBRARY, "0x4");
   bad = good, bad.cpu_threads = -1;
   expect_refused(bad, RMSNORM_ERROR_VALUE, "cpu_threads = -1");
+  bad = good, bad.cpu_threads = 1025;
+  expect_refused(bad, RMSNORM_ERROR_VALUE, "cpu_threads = 1025");
   bad = good, bad.cpu_threads = 2;
-  expect_refused(bad, RMSNORM_ERROR_NOT_SUPPORTED, "cpu_threads = 2");
+  bad.parallel_for = [](void *, int64_t, rmsnorm_task_t, void *) -> int32_t { return 1; };
+  expect_refused(bad, RMSNORM_ERROR_VALUE, "cpu_threads = 2 beside options.parallel_for");
   bad = good, bad.ordinal = -1;
   expect_refused(bad, RMSNORM_ERROR_DEVICE, "ordinal = -1");
   int32_t count = 0;

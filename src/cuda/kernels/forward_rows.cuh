@@ -26,7 +26,12 @@ template <int V>
 constexpr int kForwardWarps = V == 4 ? 16 : 1;  // of a row, at most
 constexpr int kForwardPlaces = 4;               // of rows longer than a warp in a block
 constexpr int kForwardUnroll = 4;               // U of short rows in plain kernels
-constexpr int kLongThreads = 512, kLongWarps = kLongThreads / 32, kLongBlocks = 3;
+constexpr int kLongThreads = 512, kLongWarps = kLongThreads / 32;
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 800  // a multiprocessor has 1024 threads
+constexpr int kLongBlocks = 2;
+#else
+constexpr int kLongBlocks = 3;
+#endif
 constexpr int kLongSlots = 256;  // row_sum's: 16 warps of 16 blocks
 
 // One row as one of its threads sees it.
