@@ -252,11 +252,11 @@ struct MailBox {
 
   // `phase`: 0 and 1 in turn from use to use of this box.
   __device__ Scalar sum(Scalar value, const Team &team, uint32_t phase) const {
-    const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
     const int warps = team.threads / 32, count = warps * team.cluster;
     value = warp_sum(value);
     if (threadIdx.x == 0) expect_bytes(barrier, count * int(sizeof(Scalar)));
 #if __CUDA_ARCH__ >= 900
+    const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
     if (lane < team.cluster) {
       const uint32_t to = address_in_block(slots + block_of_cluster() * warps + warp, lane);
       const uint32_t there = address_in_block(barrier, lane);
