@@ -9,9 +9,13 @@ struct BackwardRow {
 };
 
 inline BackwardRow backward_elements(const BackwardProblem &problem, int64_t row, int64_t group) {
-  return {elements(problem.dy, row, group),   elements(problem.x, row, group),
-          elements(problem.weight, 0, group), elements(problem.dresidual_out, row, group),
-          elements(problem.dx, row, group),   elements(problem.dresidual, row, group)};
+  const int64_t groups = problem.groups;
+  return {elements(problem.dy, row, group, groups),
+          elements(problem.x, row, group, groups),
+          elements(problem.weight, 0, group),
+          elements(problem.dresidual_out, row, group, groups),
+          elements(problem.dx, row, group),
+          elements(problem.dresidual, row, group)};
 }
 
 // The rstd that was handed in, if it is one.
@@ -63,6 +67,9 @@ void backward_row(const BackwardProblem &problem, const GradientSums &sums, int6
 
   each_block(
       0, problem.cols, [&](int64_t col, int64_t count) __attribute__((always_inline)) {
+        prefetch_next<kDtype>(row.dy, col);
+        prefetch_next<kDtype>(row.x, col);
+        if (row.dresidual_out.present()) prefetch_next<kDtype>(row.dresidual_out, col);
         const Block dy = load<kDtype>(row.dy, col, count);
         const Block xhat = load<kDtype>(row.x, col, count) * scale;
         if (dweight != nullptr)

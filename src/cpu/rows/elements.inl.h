@@ -27,14 +27,16 @@ struct Elements {
   char *data;
   rmsnorm_dtype_t dtype;  // NONE: the tensor is absent
   int shift;              // an element has 1 << shift bytes
+  int64_t next;           // bytes from here to the row that comes next
 
   bool present() const { return dtype != RMSNORM_DTYPE_NONE; }
 };
 
-inline Elements elements(const View &view, int64_t row, int64_t group) {
+inline Elements elements(const View &view, int64_t row, int64_t group, int64_t groups = 1) {
   const int shift = view.dtype == RMSNORM_DTYPE_F64 ? 3 : view.dtype == RMSNORM_DTYPE_F32 ? 2 : 1;
-  return {view.data + (row * view.row_stride + group * view.group_stride) * (int64_t{1} << shift),
-          view.dtype, shift};
+  const int64_t size = int64_t{1} << shift;
+  return {view.data + (row * view.row_stride + group * view.group_stride) * size, view.dtype, shift,
+          (groups == 1 ? view.row_stride : view.group_stride) * size};
 }
 
 // Loads and stores have their dtype as a template argument, or kAny: the one that the row has at
@@ -64,6 +66,14 @@ template <rmsnorm_dtype_t kDtype>
 [[gnu::always_inline]] inline char *address(Elements row, int64_t col) {
   if constexpr (kDtype == kAny) return row.data + (col << row.shift);
   return row.data + col * (kDtype == RMSNORM_DTYPE_F64 ? 8 : kDtype == RMSNORM_DTYPE_F32 ? 4 : 2);
+}
+
+// Asks the cache for column `col` of the row that comes next: it is read while this one is written.
+// The row may not be there: a prefetch of any address does no harm.
+template <rmsnorm_dtype_t kDtype>
+[[gnu::always_inline]] inline void prefetch_next(const Elements &row, int64_t col) {
+  __builtin_prefetch(reinterpret_cast<const char *>(
+      reinterpret_cast<uintptr_t>(address<kDtype>(row, col)) + static_cast<uintptr_t>(row.next)));
 }
 
 [[gnu::noinline]] inline Block load_end(Elements row, int64_t col, int64_t count) {

@@ -71,16 +71,18 @@ double forward_rstd(const ForwardProblem &problem, const ForwardRow row) {
   return rstd_of(squares, problem.cols, problem.eps);
 }
 
+// `inputs`: the row as it was read first, x and residual.
 template <rmsnorm_dtype_t kDtype, bool kAdds>
-void write_y(const ForwardProblem &problem, const ForwardRow row, double rstd) {
+void write_y(const ForwardProblem &problem, const ForwardRow row, const ForwardRow inputs,
+             double rstd) {
   const rmsnorm_dtype_t h_dtype = problem.h_dtype;
   const bool llama = problem.llama;
-  const int64_t cols = problem.cols;
   const Block scale = broadcast(rstd), offset = broadcast(problem.weight_offset);
   const Block no_weight = broadcast(1) + offset;
   each_block(
       0, problem.cols, [&](int64_t col, int64_t count) __attribute__((always_inline)) {
-        __builtin_prefetch(address<kDtype>(row.x, col + cols));
+        prefetch_next<kDtype>(inputs.x, col);
+        if (inputs.residual.present()) prefetch_next<kDtype>(inputs.residual, col);
         Block y = make_h<kDtype, kAdds>(row, h_dtype, col, count) * scale;
         if (llama) y = round_to<kDtype>(y, h_dtype);
         if (row.weight.present()) y = y * (load<kDtype>(row.weight, col, count) + offset);
@@ -92,8 +94,8 @@ void write_y(const ForwardProblem &problem, const ForwardRow row, double rstd) {
 
 template <rmsnorm_dtype_t kDtype>
 void forward_row(const ForwardProblem &problem, int64_t index_row, int64_t group) {
-  ForwardRow row = {elements(problem.x, index_row, group),
-                    elements(problem.residual, index_row, group),
+  ForwardRow row = {elements(problem.x, index_row, group, problem.groups),
+                    elements(problem.residual, index_row, group, problem.groups),
                     elements(problem.weight, 0, group),
                     elements(problem.bias, 0, group),
                     elements(problem.y, index_row, group),
@@ -105,7 +107,8 @@ void forward_row(const ForwardProblem &problem, int64_t index_row, int64_t group
     const float rounded = static_cast<float>(rstd);
     __builtin_memcpy(elements(problem.rstd, index_row, group).data, &rounded, sizeof rounded);
   }
-  if (adds && !row.residual_out.present()) return write_y<kDtype, true>(problem, row, rstd);
+  const ForwardRow inputs = row;
+  if (adds && !row.residual_out.present()) return write_y<kDtype, true>(problem, row, inputs, rstd);
   if (adds) row.x = row.residual_out;  // which holds h
-  write_y<kDtype, false>(problem, row, rstd);
+  write_y<kDtype, false>(problem, row, inputs, rstd);
 }

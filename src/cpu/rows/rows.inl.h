@@ -67,7 +67,7 @@ void fold(rmsnorm_dtype_t dtype, int64_t count, char *sums, char *total) {
 void finish(const char *sums, int64_t stride, int64_t blocks, bool accumulate, char *out,
             rmsnorm_dtype_t dtype, int64_t begin, int64_t end) {
   if (dtype == RMSNORM_DTYPE_F64) {
-    const Elements row = {out, dtype, 3};
+    const Elements row = {out, dtype, 3, 0};
     for (int64_t col = begin; col < end; ++col) {
       Wide sum = {0, 0, 0};
       for (int64_t block = 0; block < blocks; ++block)
@@ -77,7 +77,7 @@ void finish(const char *sums, int64_t stride, int64_t blocks, bool accumulate, c
     }
     return;
   }
-  const Elements row = {out, dtype, dtype == RMSNORM_DTYPE_F32 ? 2 : 1};
+  const Elements row = {out, dtype, dtype == RMSNORM_DTYPE_F32 ? 2 : 1, 0};
   each_block(begin, end, [&](int64_t col, int64_t count) {
     Block sum = broadcast(0);
     for (int64_t block = 0; block < blocks; ++block)
