@@ -54,8 +54,6 @@ void set_head(const Call &call, Of *params) {
 
 const SlotInfo &info(Slot slot) { return kInfo[slot]; }
 
-int64_t element_size(rmsnorm_dtype_t dtype) { return (dtype & 0xff) / 8; }
-
 const char *dtype_name(rmsnorm_dtype_t dtype) {
   for (const auto &known : kDtypeNames)
     if (known.dtype == dtype) return known.name;

@@ -7,9 +7,13 @@
 #include <cstdint>
 #include <string>
 
+#include "core/problem.h"
 #include "rmsnorm.h"
 
 namespace bench {
+
+using rmsnorm::element_size;
+using rmsnorm::Extent;
 
 enum Slot {
   kX,
@@ -29,7 +33,6 @@ enum Slot {
   kNone = -1
 };
 
-enum class Extent { kElements, kVector, kRows };  // rows x groups x cols; groups x cols; one a row
 enum class Role { kAbsent, kInput, kOutput };
 
 struct SlotInfo {
@@ -92,7 +95,6 @@ class Params {
   rmsnorm_backward_params_t backward_ = RMSNORM_BACKWARD_PARAMS_INIT;
 };
 
-int64_t element_size(rmsnorm_dtype_t dtype);
 const char *dtype_name(rmsnorm_dtype_t dtype);        // "bf16", "f32"
 rmsnorm_dtype_t find_dtype(const std::string &name);  // also "fp32"; NONE: there is no such dtype
 

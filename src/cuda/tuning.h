@@ -1,6 +1,6 @@
 // Every launch configuration, chosen by shape and device. Shares are of an element-wise kernel that
-// moves the same bytes, measured on an H200 (sm_90, 132 multiprocessors) with prototypes of these
-// kernels.
+// moves the same bytes, measured on an H200 (sm_90, 132 multiprocessors) with these kernels or
+// prototypes of them.
 //
 // threads and vectors decide a row's reduction tree: they depend on cols, dtype and device alone,
 // never on the number of rows, so that a row's bits do not either.

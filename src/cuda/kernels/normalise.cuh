@@ -4,8 +4,8 @@
 // double-float (two floats) products, rstd held as two floats and scaled by 2^48 so that no
 // intermediate is subnormal. Both are right while rstd and weight are in a wide middle range;
 // outside it (squares that left fp32, h * rstd that would be subnormal under a large weight, NaN,
-// Inf) the same formula in fp64 takes over, for the vector (store_exact). Which one runs depends on
-// the row and weight alone.
+// Inf) the same formula in fp64 takes over, for the vector (finish_rare in forward_rows.cuh). Which
+// one runs depends on the row and weight alone.
 #pragma once
 
 #include "cuda/kernels/elements.cuh"
