@@ -47,6 +47,7 @@ void Judge::compare(double got, const Exact &exact, double magnitude, int64_t ro
   ulps = std::max(ulps, error);
   share = std::max(share, error / allowed);
   if (error <= allowed || !failure.empty()) return;
+  failed_row_ = row;
   failure = print("%s(%lld, %lld, %lld) = %.9g, but exactly %.12g: %.4g ulp, allowed %.4g",
                   info(output).name, static_cast<long long>(row), static_cast<long long>(group),
                   static_cast<long long>(col), std::isnan(got) ? std::fabs(got) : got, exact.high,
@@ -56,7 +57,9 @@ void Judge::compare(double got, const Exact &exact, double magnitude, int64_t ro
 void Judge::merge(const Judge &other) {
   ulps = std::max(ulps, other.ulps);
   share = std::max(share, other.share);
-  if (failure.empty()) failure = other.failure;
+  if (other.failure.empty() || (!failure.empty() && failed_row_ <= other.failed_row_)) return;
+  failure = other.failure;
+  failed_row_ = other.failed_row_;
 }
 
 std::vector<double> llama_roundings(const Exact &scaled, rmsnorm_dtype_t h_dtype, bool cuda) {

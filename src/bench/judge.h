@@ -28,9 +28,10 @@ class Judge {
 
   Slot output;
   double ulps = 0, share = 0;
-  std::string failure;  // the first
+  std::string failure;  // of the first row that has one
 
  private:
+  int64_t failed_row_ = 0;
   rmsnorm_dtype_t dtype_;
   Bound bound_;
 };

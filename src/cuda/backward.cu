@@ -5,6 +5,7 @@
 
 #include "cuda/kernels/backward_exact.cuh"
 #include "cuda/kernels/backward_rows.cuh"
+#include "cuda/kernels/backward_short.cuh"
 #include "cuda/kernels/sum_partials.cuh"
 #include "cuda/operations.h"
 #include "cuda/tuning.h"
@@ -14,11 +15,9 @@ namespace {
 
 template <class T, bool kWhole, bool kPlain>
 const void *rows_kernel(int vectors) {
-  switch (vectors) {
-    case 1: return reinterpret_cast<const void *>(backward_rows<T, 1, 2, kWhole, kPlain>);
-    case 2: return reinterpret_cast<const void *>(backward_rows<T, 2, 1, kWhole, kPlain>);
-    default: return reinterpret_cast<const void *>(backward_rows<T, 4, 1, kWhole, kPlain>);
-  }
+  if (vectors == 1) return reinterpret_cast<const void *>(backward_short<T, kWhole, kPlain>);
+  if (vectors == 2) return reinterpret_cast<const void *>(backward_rows<T, 2, kWhole, kPlain>);
+  return reinterpret_cast<const void *>(backward_rows<T, 4, kWhole, kPlain>);
 }
 
 // Mixed dtypes are never plain.
@@ -75,7 +74,8 @@ struct Plan {
   bool exact_rows;  // backward_rstd and backward_exact
   bool columns;     // backward_columns
   int64_t column_chunks, column_pitch;
-  size_t partial, row_rstd, dweight, dbias, bytes;
+  size_t partial, rstd, row_rstd, dweight, dbias,
+      bytes;  // rstd: backward_rows', where none is given
 };
 
 constexpr size_t kAlignment = 256;
@@ -95,22 +95,21 @@ bool is_by_group(const BackwardProblem &p) { return p.per_group || p.weight.grou
 // The shared memory of a block whose ring has `stages`.
 BackwardMemory memory_of(const Plan &plan, const BackwardConfig &c, int stages, bool whole,
                          bool dweight) {
-  const bool cut = !whole && c.vectors <= 2 && plan.dtype != RMSNORM_DTYPE_NONE;
+  const bool is_short = c.vectors == 1;
+  const Ring ring = ring_of(whole, plan.dtype == RMSNORM_DTYPE_NONE, is_short);
   return {c.threads * c.groups,
-          c.vectors,
-          c.unroll,
-          plan.width,
-          cut ? 2 : 1,
+          c.groups,
+          2 * ring_slots(ring, c.vectors, is_short ? kShortBackwardRows : 1),
           stages,
-          sum_slots<kBackwardWarps>(c.groups, c.threads, c.cluster),
-          dweight};
+          dweight ? c.vectors * plan.width : 0,
+          sum_slots(c.groups, c.threads, c.cluster)};
 }
 
 // The configuration with as many groups as the device has shared memory for, whatever is asked for
 // and however it is aligned: neither may decide dweight's tree.
 BackwardConfig fit_config(const State &state, BackwardConfig config, const Plan &plan) {
   const auto fits = [&] {
-    return memory_of(plan, config, 1, false, true).bytes() <= state.shared_memory;
+    return memory_of(plan, config, 2, false, true).bytes() <= state.shared_memory;
   };
   while (config.groups > 1 && !fits()) --config.groups;
   return config.vectors != 0 && fits() ? config : BackwardConfig{};
@@ -141,6 +140,7 @@ Plan plan_of(const State &state, const BackwardProblem &p, bool by_group) {
       plan.chunks = divide_up(divide_up(plan.sum_tasks, plan.blocks * config.groups), kChunkRows);
     plan.pitch = int64_t(config.cluster) * config.threads * config.vectors * width;
     plan.rows_dweight = p.dweight.present();
+    if (!p.rstd.present()) plan.rstd = reserve(tasks, sizeof(float), &plan.bytes);
     if (plan.rows_dweight)
       plan.partial = reserve(static_cast<unsigned __int128>(plan.sums) * plan.blocks *
                                  (plan.chunks * plan.pitch),
@@ -253,13 +253,28 @@ class Run {
     return RMSNORM_SUCCESS;
   }
 
+  // The forward kernels without a y.
+  rmsnorm_status_t find_rstd(View *rstd) {
+    *rstd = {at<char>(plan_.rstd), p_.groups, 1, RMSNORM_DTYPE_F32};
+    ForwardProblem forward;
+    static_cast<NormProblem &>(forward) = p_;
+    forward.weight_offset = 0;
+    forward.overlap = overlap();
+    forward.h_dtype = p_.x.dtype;
+    forward.x = p_.x;
+    forward.rstd = *rstd;
+    return cuda::run(&state_, forward, {nullptr, stream_});
+  }
+
   rmsnorm_status_t run_rows() {
+    View rstd = p_.rstd;
+    if (!rstd.present()) RMSNORM_TRY(find_rstd(&rstd));
     BackwardArgs args = {};
     args.tasks = Tasks(plan_.sum_tasks, p_.groups);
     args.dy = matrix_of(p_.dy);
     args.x = matrix_of(p_.x);
     args.weight = matrix_of(p_.weight);
-    args.rstd = matrix_of(p_.rstd);
+    args.rstd = matrix_of(rstd);
     args.dresidual_out = matrix_of(p_.dresidual_out);
     args.dx = matrix_of(p_.dx);
     args.dresidual = matrix_of(p_.dresidual);
@@ -274,7 +289,6 @@ class Run {
     args.dy_step = args.stride * args.dy.row_stride;
     args.x_step = args.stride * args.x.row_stride;
     args.dx_step = args.stride * args.dx.row_stride;
-    args.rstd_step = args.stride * args.rstd.row_stride;
     args.blocks = int(plan_.blocks);
     args.chunks = int(plan_.chunks);
     args.pitch = plan_.pitch;
@@ -289,6 +303,7 @@ class Run {
     args.sum_slots = memory.sum_slots;
     args.by_group = plan_.by_group;
     args.overlap = overlap();
+    args.paced = config.paced;
     const int64_t blocks = plan_.blocks * plan_.sums * config.cluster;
     RMSNORM_TRY(check_blocks(blocks));
     const LaunchShape shape = {blocks,  config.threads, config.groups, memory.bytes(),
@@ -355,7 +370,7 @@ void kernel_name(const void *state, const BackwardProblem &p, char *name) {
   const BackwardConfig &c = plan.config;
   std::snprintf(name, RMSNORM_KERNEL_NAME_SIZE, "cuda_backward_rows_%s_v%d_t%d_g%d_c%d",
                 plan.dtype == RMSNORM_DTYPE_NONE ? "mixed" : dtype_name(plan.dtype), c.vectors,
-                c.threads, c.groups * c.unroll, c.cluster);
+                c.threads, c.groups, c.cluster);
 }
 
 rmsnorm_status_t run(const void *state, const BackwardProblem &p, const Launch &call) {

@@ -2,42 +2,58 @@
 #include <cstdio>
 
 #include "cuda/kernels/forward_exact.cuh"
+#include "cuda/kernels/forward_long.cuh"
 #include "cuda/kernels/forward_rows.cuh"
+#include "cuda/kernels/forward_short.cuh"
 #include "cuda/operations.h"
 #include "cuda/tuning.h"
 
 namespace rmsnorm::cuda {
 namespace {
 
-template <class T, bool kWhole, bool kPlain>
-const void *rows_kernel(int vectors) {
-  switch (vectors) {
-    case 1:
-      return reinterpret_cast<const void *>(forward_rows < T, 1, kPlain ? kForwardUnroll : 1,
-                                            kWhole, kPlain >);
-    case 2: return reinterpret_cast<const void *>(forward_rows<T, 2, 1, kWhole, kPlain>);
-    case 4: return reinterpret_cast<const void *>(forward_rows<T, 4, 1, kWhole, kPlain>);
-    default: return reinterpret_cast<const void *>(forward_long<T, kWhole, kPlain>);
+template <class T, bool kWhole, Asked kAsked>
+const void *kernel_of(ForwardKernel kernel, int vectors) {
+  switch (kernel) {
+    case ForwardKernel::kShort:
+      if (vectors == 1) return reinterpret_cast<const void *>(forward_short<T, 1, kWhole, kAsked>);
+      if (vectors == 2) return reinterpret_cast<const void *>(forward_short<T, 2, kWhole, kAsked>);
+      return reinterpret_cast<const void *>(forward_short<T, 3, kWhole, kAsked>);
+    case ForwardKernel::kRows:
+      if constexpr (kAsked == Asked::kAll) {
+        return reinterpret_cast<const void *>(forward_rows<T, 4, kWhole, Asked::kAll>);
+      } else {
+        if (vectors == 1)
+          return reinterpret_cast<const void *>(forward_rows<T, 1, kWhole, Asked::kPlainAdd>);
+        if (vectors == 2)
+          return reinterpret_cast<const void *>(forward_rows<T, 2, kWhole, Asked::kPlainAdd>);
+        return reinterpret_cast<const void *>(forward_rows<T, 4, kWhole, Asked::kPlain>);
+      }
+    case ForwardKernel::kLong:
+      return reinterpret_cast<const void *>(forward_long<T, kWhole, kAsked>);
+    case ForwardKernel::kExact: break;
   }
+  return reinterpret_cast<const void *>(forward_exact<false>);
 }
 
-// More than 4 vectors: forward_long. Mixed dtypes are never plain.
-template <bool kWhole, bool kPlain>
-const void *rows_kernel(rmsnorm_dtype_t dtype, int vectors) {
+// Mixed dtypes (NONE) are never plain.
+template <bool kWhole, Asked kAsked>
+const void *kernel_of(rmsnorm_dtype_t dtype, ForwardKernel kernel, int vectors) {
   switch (dtype) {
-    case RMSNORM_DTYPE_BF16: return rows_kernel<__nv_bfloat16, kWhole, kPlain>(vectors);
-    case RMSNORM_DTYPE_F16: return rows_kernel<__half, kWhole, kPlain>(vectors);
-    case RMSNORM_DTYPE_F32: return rows_kernel<float, kWhole, kPlain>(vectors);
-    default: return rows_kernel<AnyElement, kWhole, false>(vectors);
+    case RMSNORM_DTYPE_BF16: return kernel_of<__nv_bfloat16, kWhole, kAsked>(kernel, vectors);
+    case RMSNORM_DTYPE_F16: return kernel_of<__half, kWhole, kAsked>(kernel, vectors);
+    case RMSNORM_DTYPE_F32: return kernel_of<float, kWhole, kAsked>(kernel, vectors);
+    case RMSNORM_DTYPE_F64: return reinterpret_cast<const void *>(forward_exact<true>);
+    default: return kernel_of<AnyElement, kWhole, Asked::kAll>(kernel, vectors);
   }
 }
 
-const void *rows_kernel(rmsnorm_dtype_t dtype, int vectors, bool whole, bool plain) {
+const void *kernel_of(rmsnorm_dtype_t dtype, const ForwardConfig &config, bool whole, bool plain) {
+  constexpr Asked kPlain = Asked::kPlainAdd;
   if (whole)
-    return plain ? rows_kernel<true, true>(dtype, vectors)
-                 : rows_kernel<true, false>(dtype, vectors);
-  return plain ? rows_kernel<false, true>(dtype, vectors)
-               : rows_kernel<false, false>(dtype, vectors);
+    return plain ? kernel_of<true, kPlain>(dtype, config.kernel, config.vectors)
+                 : kernel_of<true, Asked::kAll>(dtype, config.kernel, config.vectors);
+  return plain ? kernel_of<false, kPlain>(dtype, config.kernel, config.vectors)
+               : kernel_of<false, Asked::kAll>(dtype, config.kernel, config.vectors);
 }
 
 // Whether every access can be a whole vector of `width` elements.
@@ -51,24 +67,47 @@ bool is_whole(const ForwardProblem &p, int width) {
 // The dtype that all of the row's tensors have; NONE if they are mixed.
 rmsnorm_dtype_t row_dtype(const ForwardProblem &p) {
   const rmsnorm_dtype_t dtype = p.x.dtype;
-  const bool same = p.y.dtype == dtype && p.h_dtype == dtype &&
+  const bool same = p.h_dtype == dtype && (!p.y.present() || p.y.dtype == dtype) &&
                     (!p.residual.present() || p.residual.dtype == dtype);
   return same ? dtype : rmsnorm_dtype_t(RMSNORM_DTYPE_NONE);
+}
+
+// Whether one stride walks the (row, group) pairs of a view; `groups` of them are one row.
+bool is_one_stride(const View &view, int64_t groups) {
+  return !view.present() || view.row_stride == groups * view.group_stride;
 }
 
 struct Plan {
   rmsnorm_dtype_t dtype;  // of the row's tensors; NONE: mixed
   int width;              // elements of a vector
-  ForwardConfig config;   // vectors 0: forward_exact
+  bool plain;             // the kernels of Asked::kPlainAdd will do
+  ForwardConfig config;
 };
 
 Plan plan_of(const State &state, const ForwardProblem &p) {
-  const rmsnorm_dtype_t dtype = row_dtype(p);
-  if (dtype == RMSNORM_DTYPE_F64) return {dtype, 1, {0, 0, 1, 1}};
-  const int width = dtype == RMSNORM_DTYPE_F16 || dtype == RMSNORM_DTYPE_BF16 ? 8 : 4;
-  return {dtype, width,
-          choose_forward(divide_up(p.cols, width), p.rows * p.groups, state.multiprocessors,
-                         state.cluster_limit, state.shared_memory)};
+  Plan plan = {row_dtype(p), 1, false, {ForwardKernel::kExact, 0, 0, 1, 1}};
+  if (plan.dtype == RMSNORM_DTYPE_F64) return plan;
+  plan.width = plan.dtype == RMSNORM_DTYPE_F16 || plan.dtype == RMSNORM_DTYPE_BF16 ? 8 : 4;
+  plan.plain = p.weight.dtype == plan.dtype && p.weight.group_stride == 0 && !p.bias.present() &&
+               p.weight_offset == 0 && !p.llama;
+  if (p.groups > 1)
+    for (const View *view : {&p.x, &p.residual, &p.y, &p.residual_out, &p.rstd})
+      plan.plain = plan.plain && is_one_stride(*view, p.groups);
+  const int64_t tasks = p.rows * p.groups, vectors = divide_up(p.cols, plan.width);
+  const bool adds = p.residual.present();
+  plan.config = choose_forward(vectors, tasks, adds, plan.plain, state.multiprocessors,
+                               state.cluster_limit, state.shared_memory);
+  // forward_rows with 4 vectors has no registers for a plain residual.
+  if (adds && plan.config.kernel == ForwardKernel::kRows && plan.config.vectors == 4)
+    plan.plain = false;
+  return plan;
+}
+
+// `groups` > 1: the view has that one stride, and is taken as rows alone.
+Matrix rows_of(const View &view, int64_t groups) {
+  Matrix matrix = matrix_of(view);
+  if (groups > 1) matrix.row_stride = matrix.group_stride;
+  return matrix;
 }
 
 }  // namespace
@@ -79,10 +118,15 @@ void kernel_name(const void *state, const ForwardProblem &p, char *name) {
   const Plan plan = plan_of(*static_cast<const State *>(state), p);
   const char *dtype = plan.dtype == RMSNORM_DTYPE_NONE ? "mixed" : dtype_name(plan.dtype);
   const ForwardConfig &c = plan.config;
-  if (c.vectors == 0) std::snprintf(name, RMSNORM_KERNEL_NAME_SIZE, "cuda_forward_exact_%s", dtype);
-  else
-    std::snprintf(name, RMSNORM_KERNEL_NAME_SIZE, "cuda_forward_%s_%s_v%d_t%d_r%d_c%d",
-                  c.vectors > 4 ? "long" : "rows", dtype, c.vectors, c.threads, c.rows, c.cluster);
+  if (c.kernel == ForwardKernel::kExact) {
+    std::snprintf(name, RMSNORM_KERNEL_NAME_SIZE, "cuda_forward_exact_%s", dtype);
+    return;
+  }
+  const char *kernel = c.kernel == ForwardKernel::kShort  ? "short"
+                       : c.kernel == ForwardKernel::kRows ? "rows"
+                                                          : "long";
+  std::snprintf(name, RMSNORM_KERNEL_NAME_SIZE, "cuda_forward_%s_%s_v%d_t%d_r%d_c%d", kernel, dtype,
+                c.vectors, c.threads, c.rows, c.cluster);
 }
 
 rmsnorm_status_t run(const void *opaque, const ForwardProblem &p, const Launch &call) {
@@ -90,16 +134,18 @@ rmsnorm_status_t run(const void *opaque, const ForwardProblem &p, const Launch &
   const int64_t tasks = p.rows * p.groups;
   if (tasks == 0) return RMSNORM_SUCCESS;
   const Plan plan = plan_of(state, p);
+  const ForwardConfig &config = plan.config;
 
   ForwardArgs args = {};
-  args.tasks = Tasks(tasks, p.groups);
-  args.x = matrix_of(p.x);
-  args.residual = matrix_of(p.residual);
+  const int64_t one_stride_groups = plan.plain ? p.groups : 1;
+  args.tasks = Tasks(tasks, plan.plain ? 1 : p.groups);
+  args.x = rows_of(p.x, one_stride_groups);
+  args.residual = rows_of(p.residual, one_stride_groups);
   args.weight = matrix_of(p.weight);
   args.bias = matrix_of(p.bias);
-  args.y = matrix_of(p.y);
-  args.residual_out = matrix_of(p.residual_out);
-  args.rstd = matrix_of(p.rstd);
+  args.y = rows_of(p.y, one_stride_groups);
+  args.residual_out = rows_of(p.residual_out, one_stride_groups);
+  args.rstd = rows_of(p.rstd, one_stride_groups);
   args.cols = p.cols;
   args.eps = p.eps;
   args.weight_offset = p.weight_offset;
@@ -112,26 +158,18 @@ rmsnorm_status_t run(const void *opaque, const ForwardProblem &p, const Launch &
   args.h_dtype = p.h_dtype;
   args.llama = p.llama;
   args.overlap = p.overlap;
-  args.cluster = plan.config.cluster;
-  args.plain = p.weight.dtype == plan.dtype && p.weight.group_stride == 0 && !p.bias.present() &&
-               p.weight_offset == 0 && !p.llama;
+  args.cluster = config.cluster;
+  args.vectors = config.vectors;
 
-  LaunchShape shape = {0, kExactThreads, 1, 0, call.stream, p.overlap, 1};
-  const void *kernel = plan.dtype == RMSNORM_DTYPE_F64
-                           ? reinterpret_cast<const void *>(forward_exact<true>)
-                           : reinterpret_cast<const void *>(forward_exact<false>);
-  int64_t rows_per_block = 1;
-  const ForwardConfig &config = plan.config;
-  if (config.vectors != 0) {
-    kernel = rows_kernel(plan.dtype, config.vectors, is_whole(p, plan.width), args.plain);
-    shape.threads_x = config.threads;
-    shape.threads_y = config.rows;
-    shape.cluster = config.cluster;
-    args.vectors = config.vectors;
-    if (config.vectors > 4)
-      shape.shared_memory = size_t(config.threads) * config.vectors * sizeof(uint4);
-    rows_per_block = config.rows * (config.vectors == 1 && args.plain ? kForwardUnroll : 1);
-  }
+  LaunchShape shape = {0, config.threads, config.rows, 0, call.stream, p.overlap, config.cluster};
+  int64_t rows_per_block = config.rows;
+  if (config.kernel == ForwardKernel::kExact) shape.threads_x = kExactThreads;
+  if (config.kernel == ForwardKernel::kShort && plan.plain)
+    rows_per_block *=
+        config.vectors == 1 ? kShortRows<1, Asked::kPlainAdd> : kShortRows<2, Asked::kPlainAdd>;
+  if (config.kernel == ForwardKernel::kLong)
+    shape.shared_memory = (size_t(config.threads) * config.vectors + kLongWarps) * sizeof(uint4);
+  const void *kernel = kernel_of(plan.dtype, config, is_whole(p, plan.width), plan.plain);
   DeviceGuard guard(state);
   RMSNORM_TRY(guard.status());
   while (args.first_task < tasks) {
@@ -147,14 +185,23 @@ rmsnorm_status_t run(const void *opaque, const ForwardProblem &p, const Launch &
 const void *any_kernel() { return reinterpret_cast<const void *>(forward_exact<false>); }
 
 rmsnorm_status_t visit_forward_kernels(const KernelVisitor &visitor) {
+  const struct {
+    ForwardKernel kernel;
+    int vectors;
+  } variants[] = {{ForwardKernel::kShort, 1}, {ForwardKernel::kShort, 2},
+                  {ForwardKernel::kShort, 3}, {ForwardKernel::kRows, 1},
+                  {ForwardKernel::kRows, 2},  {ForwardKernel::kRows, 4},
+                  {ForwardKernel::kLong, 0}};
   for (const rmsnorm_dtype_t dtype : kRowDtypes)
-    for (const int vectors : {1, 2, 4, kLongVectors})
+    for (const auto &variant : variants)
       for (const bool whole : {false, true})
-        for (const bool plain : {false, true})
-          RMSNORM_TRY(visitor.visit(rows_kernel(dtype, vectors, whole, plain),
-                                    vectors == kLongVectors
+        for (const bool plain : {false, true}) {
+          const ForwardConfig config = {variant.kernel, variant.vectors, 0, 1, 1};
+          RMSNORM_TRY(visitor.visit(kernel_of(dtype, config, whole, plain),
+                                    variant.kernel == ForwardKernel::kLong
                                         ? KernelNeeds::kSharedMemory | KernelNeeds::kClusters
                                         : KernelNeeds::kNothing));
+        }
   RMSNORM_TRY(
       visitor.visit(reinterpret_cast<const void *>(forward_exact<false>), KernelNeeds::kNothing));
   return visitor.visit(reinterpret_cast<const void *>(forward_exact<true>), KernelNeeds::kNothing);

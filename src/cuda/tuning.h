@@ -2,8 +2,8 @@
 // moves the same bytes, measured on an H200 (sm_90, 132 multiprocessors) with these kernels or
 // prototypes of them.
 //
-// threads and vectors decide a row's reduction tree: they depend on cols, dtype and device alone,
-// never on the number of rows, so that a row's bits do not either.
+// What decides a row's reduction tree depends on cols, dtype and device alone, never on the number
+// of rows, so that a row's bits do not either.
 #pragma once
 
 #include <cstddef>
@@ -22,47 +22,57 @@ inline int round_up_to_power_of_two(int64_t value) {
 // ---- Forward
 // -------------------------------------------------------------------------------------
 
-// Rows of more than 4 vectors a thread are forward_long's, in shared memory.
-constexpr int kLongVectors = 6;        // at least
-constexpr int64_t kLongestRow = 4096;  // vectors of one block
-constexpr size_t kLongReserve = 8192;  // bytes that forward_long needs besides
+enum class ForwardKernel { kExact, kShort, kRows, kLong };
 
 struct ForwardConfig {
-  int vectors;  // per thread; 0: forward_exact takes it
+  ForwardKernel kernel;
+  int vectors;  // per thread
   int threads;  // of a block that share a row
   int rows;     // of threads per block
   int cluster;  // blocks that share a row
 };
 
-// A row is `row_vectors` vectors of 16 bytes; a cluster may have `cluster_limit` blocks (1: there
-// are none).
-inline ForwardConfig choose_forward(int64_t row_vectors, int64_t tasks, int multiprocessors,
-                                    int cluster_limit, size_t shared_memory) {
-  ForwardConfig config = {4, 32, 1, 1};
-  if (row_vectors <= 32) {
-    // 262144x128 halves: 16 threads a row .951; a whole warp leaves half of it idle
-    config = {1, round_up_to_power_of_two(row_vectors), 1, 1};
-  } else if (row_vectors <= 64) {
-    config.vectors = 2;
-  } else if (row_vectors <= 2048) {
-    // 1024 to 16384 halves: .97-.98; threads fit the width, idle ones cost 1-6 %
-    config.threads = int(divide_up(row_vectors, 4 * 32)) * 32;
-  } else {
-    // In shared memory: 32768 halves .94. Beyond, blocks share a row, so that three fit a
-    // multiprocessor: 65536 .93 (in one block .84), 131072 .92 (.81), 262144 .89 (.76)
-    while (row_vectors > int64_t(config.cluster) * kLongestRow) {
-      config.cluster *= 2;
-      if (config.cluster > cluster_limit) return {0, 0, 1, 1};
-    }
-    config.threads = 512;
-    config.vectors = int(divide_up(row_vectors, int64_t(config.cluster) * 512 * 2)) * 2;
-    if (size_t(config.vectors) * 512 * 16 + kLongReserve > shared_memory) return {0, 0, 1, 1};
+constexpr int64_t kLongestRow = 4096;  // forward_long's vectors of one block
+constexpr size_t kLongReserve = 8192;  // bytes that forward_long needs besides
+
+// Lanes and vectors for a row of at most 96 vectors, so that the fewest of them are idle.
+inline ForwardConfig choose_short(int64_t row_vectors) {
+  ForwardConfig best = {ForwardKernel::kShort, 0, 0, 0, 1};
+  for (int vectors = 1; vectors <= 3; ++vectors) {
+    const int lanes = round_up_to_power_of_two(divide_up(row_vectors, vectors));
+    if (lanes <= 32 && (best.vectors == 0 || lanes * vectors < best.threads * best.vectors))
+      best.vectors = vectors, best.threads = lanes;
   }
-  // 4096 halves: two rows a block .984, one .964. Few rows: spread them over the multiprocessors.
-  while (config.rows * 2 * config.threads <= 256 &&
-         (config.rows * config.threads < 32 ||
-          tasks >= int64_t(config.rows) * 2 * multiprocessors * 4))
-    config.rows *= 2;
+  best.rows = 256 / best.threads;
+  return best;
+}
+
+// A row is `row_vectors` vectors of 16 bytes; a cluster may have `cluster_limit` blocks (1: there
+// are none). `adds`: a residual; `plain`: forward_rows has kernels of 1 and 2 vectors.
+inline ForwardConfig choose_forward(int64_t row_vectors, int64_t tasks, bool adds, bool plain,
+                                    int multiprocessors, int cluster_limit, size_t shared_memory) {
+  if (row_vectors <= 96) return choose_short(row_vectors);
+  if (row_vectors <= 2048) {
+    // 1024 to 16384 halves: .97-.98; threads fit the width, idle ones cost 1-6 %
+    ForwardConfig config = {ForwardKernel::kRows, 4, 0, 1, 1};
+    if (plain && row_vectors <= 1024) {
+      if (adds) config.vectors = row_vectors <= 512 ? 1 : 2;
+      else if (tasks <= multiprocessors) config.vectors = 1;
+    }
+    config.threads = int(divide_up(row_vectors, config.vectors * 32)) * 32;
+    // 4096 halves: two rows a block .984, one .964. Few rows: spread them over the multiprocessors.
+    if (config.vectors == 4 && config.threads <= 128 && tasks >= int64_t(multiprocessors) * 8)
+      config.rows = 2;
+    return config;
+  }
+  // In shared memory: 32768 halves .94. Beyond, blocks share a row, so that three fit a
+  // multiprocessor: 65536 .93 (in one block .84), 131072 .92 (.81), 262144 .89 (.76)
+  ForwardConfig config = {ForwardKernel::kLong, 0, 512, 1, 1};
+  while (row_vectors > int64_t(config.cluster) * kLongestRow) config.cluster *= 2;
+  config.vectors = int(divide_up(row_vectors, int64_t(config.cluster) * config.threads * 2)) * 2;
+  if (config.cluster > cluster_limit ||
+      size_t(config.vectors) * config.threads * 16 + kLongReserve > shared_memory)
+    return {ForwardKernel::kExact, 0, 0, 1, 1};
   return config;
 }
 
@@ -70,40 +80,41 @@ inline ForwardConfig choose_forward(int64_t row_vectors, int64_t tasks, int mult
 // ------------------------------------------------------------------------------------
 
 struct BackwardConfig {
-  int vectors;  // per thread and row; 0: the exact kernels take it
-  int unroll;   // rows that a thread has in process
+  int vectors;  // per thread and row; 1: short rows; 0: the exact kernels take it
   int threads;  // of a block that share a row
   int groups;   // of threads in a block, each with rows of its own
   int stages;   // of the ring
   int cluster;  // blocks that share a row
   int blocks;   // of the whole grid; clusters of them where blocks share rows
+  bool paced;   // blocks are held together more tightly
 };
 
 // 32 KB of rows (x and dy) in process per multiprocessor is best for powers of two: half as many
-// lose 15-20 %, twice as many 4-9 %. Two groups in one block beat two blocks (.985, .974 at 4096)
-// and halve the partial rows. More than one wave of blocks costs 5-10 %: clusters of two use all of
-// the 132 multiprocessors, larger ones ten in eleven. Copies by the warp (cp.async.bulk) were tried
-// where one row is less than 32 KB: 5120 .77 (by the thread .79), 7168 .88 (.88), 20480 .65 (.72).
-// More than 512 threads spill: 5120 .63.
+// lose 15-20 %, twice as many 4-9 %. Two groups in one block beat two blocks and halve the partial
+// rows. More than one wave of blocks costs 5-10 %: clusters of two use all of the 132
+// multiprocessors, larger ones ten in eleven. More threads than 512 want registers that rows need:
+// 640 of 96 gave 4096 .92 (.97), 6144 .84 (.92), 20480 .69 (.80).
 inline BackwardConfig choose_backward(int64_t row_vectors, int multiprocessors, int cluster_limit) {
-  if (row_vectors <= 32) {  // 262144x128: 16 threads a row, 2 rows, 2 blocks: .91
+  if (row_vectors <= 32) {  // 262144x128: 16 threads a row, 2 rows, 2 blocks: .90
     const int threads = round_up_to_power_of_two(row_vectors);
-    return {1, 2, threads, 256 / threads, 3, 1, multiprocessors * 2};
+    return {1, threads, 256 / threads, 3, 1, multiprocessors * 2, false};
   }
-  // 1024 .94, 2048 .956, 4096 .985, 8192 .986; 16384 in two blocks .97 (in one .92-.935)
-  BackwardConfig config = {2, 1, 0, 1, 3, 1, multiprocessors};
+  // 1024 .88, 2048 .92, 4096 .97, 8192 .98; 16384 in two blocks .99, 32768 in four .96
+  BackwardConfig config = {2, 0, 1, 3, 1, multiprocessors, false};
   while (row_vectors > int64_t(config.cluster) * 1024 && config.cluster < cluster_limit)
     config.cluster *= 2;
   const int64_t own = divide_up(row_vectors, config.cluster);
   if (own > 2048) return {};
-  if (own > 1024) config.vectors = 4, config.stages = 2;
+  if (own > 1024) config.vectors = 4;
   config.threads = int(divide_up(own, config.vectors * 32)) * 32;
-  if (config.cluster == 1 && own <= 512) {
-    const int fitting = int(1024 / own), most = config.threads == 32 ? 16 : 8;
-    config.groups = fitting < most ? fitting : most;
-    while (config.groups * config.threads > 512) --config.groups;
-    config.stages = 2;
-  }
+  if (config.cluster == 1)
+    while (config.groups < 1024 / own && config.groups < 15 &&
+           (config.groups + 1) * config.threads <= 512)
+      ++config.groups;
+  // fp32 4096 1.00 (not paced .95), 16384 .99 (.94); but 6144 .90 (.92)
+  config.paced = own > 896;
+  // Rows that do not fill the 32 KB want one more in flight: 5120 .84 (.82), 20480 .83 (.80)
+  if (config.groups == 1 && !config.paced) config.stages = 4;
   if (config.cluster == 2) config.blocks = multiprocessors / 2;
   if (config.cluster > 2) config.blocks = multiprocessors * 10 / 11 / config.cluster;
   if (config.blocks < 1) config.blocks = 1;

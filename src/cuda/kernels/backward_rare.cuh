@@ -2,14 +2,15 @@
 // read the row again from memory, so that rare code costs the loop no registers.
 #pragma once
 
-#include "cuda/kernels/elements.cuh"
+#include "cuda/kernels/unaligned.cuh"
 #include "cuda/kernels/rows.cuh"
 
 namespace rmsnorm::cuda {
 namespace {
 
-constexpr int kBackwardWarps = 16;   // of a row, at most
-constexpr int kBackwardPlaces = 16;  // rows of a block
+constexpr int kBackwardThreads = 512;  // of a block of whole-warp rows, at most
+constexpr int kBackwardWarps = 16;                    // of a row, at most
+constexpr int kBackwardPlaces = 15;                   // rows of whole warps in a block, at most
 
 struct BackwardArgs {
   Matrix dy, x, dx, rstd, weight;
@@ -17,7 +18,7 @@ struct BackwardArgs {
   int64_t stride;     // tasks from row to row of one group of threads: blocks * blockDim.y
   int64_t rows_more;  // the groups before this one have one row more than rows_each
   int rows_each;
-  int64_t dy_step, x_step, dx_step, rstd_step;  // bytes that these are, without groups
+  int64_t dy_step, x_step, dx_step;  // bytes that these are, without groups
   int64_t cols;
   float *partial;  // [groups if by_group][blocks][chunks][pitch]; NULL: no dweight
   int64_t pitch;
@@ -29,6 +30,7 @@ struct BackwardArgs {
   int sum_slots;  // for row_sum
   bool by_group;  // weight or dweight is per group, and a block keeps to one group
   bool overlap;
+  bool paced;  // rstd of the next row is asked for late, which holds the multiprocessors together
   Matrix dresidual_out, dresidual;
   double eps, weight_offset;
 
@@ -37,6 +39,8 @@ struct BackwardArgs {
     const uint32_t block = cluster_of_grid();
     return int64_t(by_group ? block % uint32_t(blocks) : block) * blockDim.y + threadIdx.y;
   }
+  // The rows of a group of threads whose first task this is.
+  __device__ int rows_from(int64_t first) const { return rows_each + (first < rows_more ? 1 : 0); }
   __device__ int64_t fixed_group() const {
     return by_group ? cluster_of_grid() / uint32_t(blocks) : 0;
   }
@@ -64,23 +68,22 @@ __device__ inline double exact_rstd(const BackwardArgs &a, const Part &part, con
                     a.eps);
 }
 
-// rstd of a row, from x. All threads of the team call it, and all of a warp of short rows.
-__device__ __noinline__ float compute_rstd(const BackwardArgs &a, Part part, int64_t task,
-                                           Team team, double *scratch) {
-  if (task < a.tasks.count) a.locate(task, &part.r, &part.g);
-  else part.vectors = 0;
-  return float(exact_rstd(a, part, team, scratch));
+// Of rstd, for arithmetic in fp32.
+__device__ inline bool in_range(float rstd) {
+  return fabsf(rstd) >= 0x1p-20f && fabsf(rstd) <= 0x1p20f;
 }
 
-// Writes this thread's elements of dx and dresidual, and leaves dy * xhat for dweight as floats:
-// element i of vector v at slots[v * slot_step + i / 4 * half_step], float i % 4. All threads of
-// the team call it, and all of a warp of short rows; `redo`: whether it is for this row.
-__device__ __noinline__ void exact_row(const BackwardArgs &a, Part part, int64_t task, Team team,
-                                       bool redo, bool known, float rstd_given, double *scratch,
-                                       uint4 *slots, int slot_step, int half_step) {
+// One row: writes this thread's elements of dx and dresidual, and adds dy * xhat for dweight to
+// floats in shared memory: element i of vector v at slots[v * slot_step + i / 4 * half_step], float
+// i % 4. `redo`: whether it is for this row.
+__device__ inline void exact_row(const BackwardArgs &a, Part part, int64_t task, Team team,
+                                 bool redo, double *scratch, uint4 *slots, int slot_step,
+                                 int half_step) {
+  double rstd = 0;
   if (task < a.tasks.count) a.locate(task, &part.r, &part.g);
   else part.vectors = 0;
-  double rstd = rstd_given;
+  if (part.vectors > 0) rstd = *reinterpret_cast<const float *>(a.rstd.at(part.r, part.g));
+  const bool known = !(fabs(rstd) < 0x1p-126 || isinf(rstd));  // computed where 0, Inf or subnormal
   if (any_row_of_warp(!known, team.threads)) {
     const double computed = exact_rstd(a, part, team, scratch);
     if (!known) rstd = computed;
@@ -103,8 +106,67 @@ __device__ __noinline__ void exact_row(const BackwardArgs &a, Part part, int64_t
     if (a.dx.data != nullptr) store_double(a.dx.at(part.r, part.g), c, a.dx.dtype, dx);
     if (a.dresidual.data != nullptr)
       store_double(a.dresidual.at(part.r, part.g), c, a.dresidual.dtype, dx);
-    reinterpret_cast<float *>(slots + v * slot_step + i / 4 * half_step)[i % 4] = float(dy * xhat);
+    reinterpret_cast<float *>(slots + v * slot_step + i / 4 * half_step)[i % 4] += float(dy * xhat);
   });
+}
+
+// Rows between two flushes (each a bit of a mask), and in one partial row. Of n terms of one sign,
+// sums over 32 and then over 96 such sums (two a flush, where there are rare rows) lose at most
+// (32 + 96) / 2 * 2^-24 = 2^-18 of the whole.
+constexpr int kFlushRows = 32, kChunkRows = 48 * kFlushRows;
+
+// The rows that bits of `rows` name: bit i for task + i * a.stride. Their sum for dweight is left
+// in `slots`. All threads of the team call it, and all of a warp of short rows.
+__device__ __noinline__ void exact_rows(const BackwardArgs &a, Part part, int64_t task,
+                                        uint32_t rows, Team team, double *scratch, uint4 *slots,
+                                        int slot_step, int half_step) {
+  for (int v = 0; v < part.vectors; ++v)
+    for (int i = 0; i < part.width; i += 4)
+      slots[v * slot_step + i / 4 * half_step] = make_uint4(0, 0, 0, 0);
+#pragma unroll 1
+  for (int i = 0; i < kFlushRows; ++i, task += a.stride) {
+    const bool redo = (rows >> i & 1) != 0;
+    if (any_row_of_warp(redo, team.threads))
+      exact_row(a, part, task, team, redo, scratch, slots, slot_step, half_step);
+  }
+}
+
+// The same, and reads their sum for dweight.
+template <int V, int W>
+__device__ inline void add_exact_rows(const BackwardArgs &a, const Part &part, int64_t task,
+                                      uint32_t rows, const Team &team, double *scratch,
+                                      uint4 *slots, int slot_step, int half_step,
+                                      float (&dweight)[V][W]) {
+  __syncwarp();  // other lanes may have read what stands in the slots
+  exact_rows(a, part, task, rows, team, scratch, slots, slot_step, half_step);
+#pragma unroll
+  for (int v = 0; v < V; ++v)
+#pragma unroll
+    for (int i = 0; i < W; ++i)
+      dweight[v][i] =
+          reinterpret_cast<const float *>(slots + v * slot_step + i / 4 * half_step)[i % 4];
+}
+
+// The weight of kCount columns of the group that a block keeps to, in fp32.
+template <bool kWhole, int kCount>
+__device__ inline void load_backward_weight(const BackwardArgs &a, int column, int left,
+                                            float (&w)[kCount]) {
+#pragma unroll
+  for (int i = 0; i < kCount; ++i) w[i] = 1;
+  if (a.weight.data != nullptr && left > 0)
+    load_floats<kCount, kWhole>(a.weight.data + a.fixed_group() * a.weight.group_stride +
+                                    column * int64_t(size_of(a.weight.dtype)),
+                                a.weight.dtype, left, w);
+  if (a.weight_offset != 0) {
+#pragma unroll
+    for (int i = 0; i < kCount; ++i) w[i] = float(double(w[i]) + a.weight_offset);
+  }
+}
+
+// What decides whether fp32 will do for a row: it stays in its normal range, rstd^2 * mean too.
+__device__ inline bool is_fast_row(float rstd, float mean) {
+  const float size = fabsf(mean);
+  return in_range(rstd) && size <= 0x1p30f && (size >= 0x1p-60f || size == 0);
 }
 
 }  // namespace

@@ -213,6 +213,20 @@ __device__ inline int misalignment(const char *data) {
   return int(reinterpret_cast<uintptr_t>(data) % 16);
 }
 
+// The first `valid` elements of a vector; the others read as zero.
+template <class T>
+__device__ inline Vector<T> load_elements(const char *data, int valid, int size) {
+  Vector<T> out = {{0, 0, 0, 0}};
+#pragma unroll
+  for (int i = 0; i < kWidth<T>; ++i)
+    if (i < valid) {
+      if (size == 2)
+        out.word[i / 2] |= uint32_t(reinterpret_cast<const uint16_t *>(data)[i]) << (i % 2 * 16);
+      else out.word[i % 4] = reinterpret_cast<const uint32_t *>(data)[i];
+    }
+  return out;
+}
+
 // The vector whose first element is at `data`; `valid`: how many elements there are from here to
 // the row's end (any int: those beyond it read as zero). May read the up to 15 bytes before `data`
 // that share its aligned block, never any behind the row.
@@ -233,15 +247,8 @@ __device__ inline Vector<T> load_vector(const char *data, int valid, rmsnorm_dty
     const uint4 *blocks = reinterpret_cast<const uint4 *>(data - shift);
     const uint4 low = blocks[0];
     out.set(shift == 0 ? low : cut_out(low, blocks[1], shift));
-  } else if (size == 2) {
-#pragma unroll
-    for (int i = 0; i < kCount; ++i)
-      if (i < valid)
-        out.word[i / 2] |= uint32_t(reinterpret_cast<const uint16_t *>(data)[i]) << (i % 2 * 16);
   } else {
-#pragma unroll
-    for (int i = 0; i < 4; ++i)
-      if (i < valid) out.word[i] = reinterpret_cast<const uint32_t *>(data)[i];
+    out = load_elements<T>(data, valid, size);
   }
   return out;
 }

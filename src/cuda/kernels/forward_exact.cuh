@@ -184,6 +184,7 @@ __global__ void __launch_bounds__(kExactThreads)
   if (a.rstd.data != nullptr && threadIdx.x == 0)
     store_double(a.rstd.at(r, g), 0, a.rstd.dtype, scalbn(scale.rstd.high, scale.exponent));
 
+  if (a.y.data == nullptr) return;
   char *y = a.y.at(r, g);
   const char *weight = a.weight.data + g * a.weight.group_stride;
   const char *bias = a.bias.data + g * a.bias.group_stride;

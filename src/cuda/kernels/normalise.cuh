@@ -16,14 +16,13 @@ namespace {
 
 // What the plain kernels need comes first: at a few rows the time to fetch arguments shows.
 struct ForwardArgs {
-  Matrix x, weight, y, rstd;
+  Matrix x, weight, y, rstd;  // y absent: rstd alone is wanted (Asked::kAll)
   Tasks tasks;
   int64_t first_task;
   int64_t cols;
   float eps_float, inverse_cols;
   int cluster, vectors;  // forward_long: blocks that share a row, and vectors of a thread
   bool overlap;
-  bool plain;  // no bias, no offset, rounded once, a shared weight of the row's own dtype
   bool llama;
   rmsnorm_dtype_t h_dtype;
   Matrix residual, residual_out, bias;

@@ -122,19 +122,16 @@ __device__ inline uint32_t address_in_block(const void *shared, int rank) {
   return address;
 }
 
-// Waits for the threads of one row alone; `place` < 15. kPlaces: rows of a block, at most. Barriers
-// named at compile time, of which few rows need few: a kernel that may use all 16 fits a
-// multiprocessor four times only.
+// Waits for the threads of one row alone; `place` < kPlaces <= 15. Barriers named at compile time,
+// of which few rows need few: a kernel that may use all 16 fits a multiprocessor four times only.
 template <int kPlaces>
 __device__ inline void row_barrier(const Team &team) {
   __syncwarp();  // bar.sync counts warps: each must arrive whole
-  if (kPlaces == 1 || (kPlaces <= 4 && team.place == 0))
-    asm volatile("bar.sync 1, %0;" ::"r"(team.threads) : "memory");
-  else if (kPlaces > 4)
+  if (kPlaces > 2)
     asm volatile("bar.sync %0, %1;" ::"r"(team.place + 1), "r"(team.threads) : "memory");
-  else if (team.place == 1) asm volatile("bar.sync 2, %0;" ::"r"(team.threads) : "memory");
-  else if (team.place == 2) asm volatile("bar.sync 3, %0;" ::"r"(team.threads) : "memory");
-  else asm volatile("bar.sync 4, %0;" ::"r"(team.threads) : "memory");
+  else if (kPlaces == 1 || team.place == 0)
+    asm volatile("bar.sync 1, %0;" ::"r"(team.threads) : "memory");
+  else asm volatile("bar.sync 2, %0;" ::"r"(team.threads) : "memory");
 }
 
 template <class Scalar>
@@ -145,78 +142,115 @@ __device__ inline Scalar warp_sum(Scalar value) {
   return value;
 }
 
-// What row_sum needs of shared memory: a partial sum of each warp of a block's rows (at most kWarps
-// a row), or of each warp of one row in all blocks of a cluster.
-template <int kWarps>
+// What the sums below need of shared memory: a slot for each warp of a block's rows, or of one row
+// in all blocks of a cluster.
 __host__ __device__ constexpr int sum_slots(int rows, int threads, int cluster) {
-  return cluster > 1 ? threads / 32 * cluster : rows * kWarps;
+  return threads < 32 ? 0 : rows * (threads / 32) * cluster;
 }
 
-// Once, before the first row_sum: zeroes the slots of warps that are not there.
-template <int kWarps, class Scalar>
-__device__ inline void clear_slots(const Team &team, Scalar *scratch) {
-  if (team.cluster == 1 && threadIdx.x < kWarps && threadIdx.x >= team.threads / 32)
-    scratch[team.place * kWarps + threadIdx.x] = 0;
+// Adds the sums of a row's warps, at most kWarps (a power of two), in pairs. `slots`: not in use by
+// another sum that a thread of the team may still be reading.
+template <int kWarps, int kPlaces, class Scalar>
+__device__ inline Scalar add_warps(Scalar value, const Team &team, Scalar *slots) {
+  if (kWarps == 1 || team.threads == 32) return value;
+  const int lane = threadIdx.x % 32, warps = team.threads / 32;
+  slots += team.place * warps;
+  if (lane == 0) slots[threadIdx.x / 32] = value;
+  row_barrier<kPlaces>(team);
+  value = lane % kWarps < warps ? slots[lane % kWarps] : 0;
+#pragma unroll
+  for (int offset = 1; offset < kWarps; offset *= 2)
+    value += __shfl_xor_sync(0xffffffffu, value, offset);
+  return value;
 }
 
 // Adds the partial sums of a cluster's warps.
 template <class Scalar>
-__device__ inline Scalar add_slots(const Scalar *scratch, int count) {
+__device__ inline Scalar add_slots(const Scalar *slots, int count) {
   Scalar value = 0;
 #pragma unroll 1
-  for (int i = threadIdx.x % 32; i < count; i += 32) value += scratch[i];
+  for (int i = threadIdx.x % 32; i < count; i += 32) value += slots[i];
   return warp_sum(value);
 }
 
-// Sums over a row's team. Every thread gets the same bits, whatever else is in the block.
-// `scratch`: sum_slots elements of shared memory, aligned to 16 bytes, not in use by another sum
-// that a thread of the team may still be reading: two in turn are enough.
+// Sums over a row's team, two sets of slots being used in turn. Every thread gets the same bits,
+// whatever else is in the block.
 template <int kWarps, int kPlaces, class Scalar>
-__device__ inline Scalar row_sum(Scalar value, const Team &team, Scalar *scratch) {
+__device__ inline Scalar row_sum(Scalar value, const Team &team, Scalar *slots) {
   if (team.threads < 32) {
     for (int offset = team.threads / 2; offset > 0; offset /= 2)
       value += __shfl_xor_sync(0xffffffffu, value, offset);
     return value;
   }
   value = warp_sum(value);
-  if (kWarps == 1 || (team.threads == 32 && team.cluster == 1)) return value;
-  const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
-  if (team.cluster > 1) {  // slow: MailBox is for common paths
-    const int warps = team.threads / 32;
+  if (team.cluster == 1) return add_warps<kWarps, kPlaces>(value, team, slots);
+  // Slow: MailBox is for common paths.
+  const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, warps = team.threads / 32;
 #if __CUDA_ARCH__ >= 900
-    if (lane < team.cluster) {
-      const uint32_t to = address_in_block(scratch + block_of_cluster() * warps + warp, lane);
-      if constexpr (sizeof(Scalar) == 4)
-        asm volatile("st.shared::cluster.f32 [%0], %1;" ::"r"(to), "f"(value) : "memory");
-      else asm volatile("st.shared::cluster.f64 [%0], %1;" ::"r"(to), "d"(value) : "memory");
-    }
+  if (lane < team.cluster) {
+    const uint32_t to = address_in_block(slots + block_of_cluster() * warps + warp, lane);
+    if constexpr (sizeof(Scalar) == 4)
+      asm volatile("st.shared::cluster.f32 [%0], %1;" ::"r"(to), "f"(value) : "memory");
+    else asm volatile("st.shared::cluster.f64 [%0], %1;" ::"r"(to), "d"(value) : "memory");
+  }
 #endif
-    __syncwarp();
-    cluster_barrier();
-    return add_slots(scratch, warps * team.cluster);
-  }
-  struct alignas(16) Four {
-    Scalar s[4];
+  __syncwarp();
+  cluster_barrier();
+  return add_slots(slots, warps * team.cluster);
+}
+
+// The sum over a warp's V * 32 vectors, vector v of this lane having given part[v]: over the 32
+// vectors side by side, then over these sums in pairs, as add_warps goes on. So the tree is the
+// same whether a thread has 1, 2 or 4 of a row's vectors. Lanes exchange whole vectors while there
+// are several, which saves the most of the shuffles.
+template <int V, class Scalar>
+__device__ inline Scalar warp_sum_of_vectors(const Scalar (&part)[V]) {
+  static_assert(V == 1 || V == 2 || V == 4, "");
+  const auto other = [](Scalar value, int offset) {
+    return __shfl_xor_sync(0xffffffffu, value, offset);
   };
-  scratch += team.place * kWarps;
-  if (lane == 0) scratch[warp] = value;
-  row_barrier<kPlaces>(team);
-  value = 0;
+  Scalar value;
+  if constexpr (V == 1) {
+    value = part[0] + other(part[0], 16);
+    value += other(value, 8);
+  } else {
+    const bool second = threadIdx.x & 16;
+    Scalar half[V / 2];
 #pragma unroll
-  for (int i = 0; i < kWarps; i += 4) {
-    const Four four = *reinterpret_cast<const Four *>(scratch + i);
-    value += (four.s[0] + four.s[1]) + (four.s[2] + four.s[3]);
+    for (int v = 0; v < V / 2; ++v)
+      half[v] =
+          (second ? part[v + V / 2] : part[v]) + other(second ? part[v] : part[v + V / 2], 16);
+    if constexpr (V == 2) {
+      value = half[0] + other(half[0], 8);
+    } else {
+      const bool odd = threadIdx.x & 8;
+      value = (odd ? half[1] : half[0]) + other(odd ? half[0] : half[1], 8);
+    }
   }
+#pragma unroll
+  for (int offset = 4; offset > 0; offset /= 2) value += other(value, offset);
+  if constexpr (V == 4) value += other(value, 8);
+  if constexpr (V >= 2) value += other(value, 16);
   return value;
 }
 
-// Barriers in shared memory that count bytes (sm_90 on). open_barrier: by one thread, before any
-// other uses it; expect_bytes: by one thread, once a phase; wait: phases 0 and 1 in turn.
-__device__ inline void open_barrier(uint64_t *barrier) {
+// Barriers in shared memory that count arrivals and bytes (sm_90 on). open_barrier: by one thread,
+// before any other uses it; a phase ends when `arrivals` threads have arrived and the bytes that
+// they expect have come; wait: phases 0 and 1 in turn.
+__device__ inline void open_barrier(uint64_t *barrier, int arrivals) {
 #if __CUDA_ARCH__ >= 900
-  asm volatile("mbarrier.init.shared::cta.b64 [%0], 1;\nfence.mbarrier_init.release.cluster;" ::"r"(
-                   uint32_t(__cvta_generic_to_shared(barrier)))
-               : "memory");
+  asm volatile(
+      "mbarrier.init.shared::cta.b64 [%0], %1;\nfence.mbarrier_init.release.cluster;" ::"r"(
+          uint32_t(__cvta_generic_to_shared(barrier))),
+      "r"(arrivals)
+      : "memory");
+#endif
+}
+__device__ inline void arrive(uint64_t *barrier) {
+#if __CUDA_ARCH__ >= 900
+  asm volatile(
+      "mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(uint32_t(__cvta_generic_to_shared(barrier)))
+      : "memory");
 #endif
 }
 __device__ inline void expect_bytes(uint64_t *barrier, int bytes) {
@@ -227,7 +261,7 @@ __device__ inline void expect_bytes(uint64_t *barrier, int bytes) {
                : "memory");
 #endif
 }
-__device__ inline void wait_for_bytes(uint64_t *barrier, uint32_t phase) {
+__device__ inline void wait_for_phase(uint64_t *barrier, uint32_t phase) {
 #if __CUDA_ARCH__ >= 900
   const uint32_t address = uint32_t(__cvta_generic_to_shared(barrier));
   uint32_t done = 0;
@@ -242,19 +276,18 @@ __device__ inline void wait_for_bytes(uint64_t *barrier, uint32_t phase) {
 #endif
 }
 
-// The same tree over a cluster's row without a barrier of all its threads, which would wait for
-// every store of theirs: each warp sends its partial sum to every block (st.async), and a block
-// goes on when its barrier has counted the bytes of all. Two boxes in turn are enough.
+// The sums of a cluster's row without a barrier of all its threads, which would wait for every
+// store of theirs: each warp sends its partial sum to every block (st.async), and a block goes on
+// when its barrier has counted the bytes of all.
 template <class Scalar>
 struct MailBox {
-  Scalar *slots;
-  uint64_t *barrier;  // opened before announce_block
+  Scalar *slots;      // of all warps of the cluster
+  uint64_t *barrier;  // opened for 1 arrival, before announce_block
 
-  // `phase`: 0 and 1 in turn from use to use of this box.
-  __device__ Scalar sum(Scalar value, const Team &team, uint32_t phase) const {
-    const int warps = team.threads / 32, count = warps * team.cluster;
-    value = warp_sum(value);
-    if (threadIdx.x == 0) expect_bytes(barrier, count * int(sizeof(Scalar)));
+  // `value`: the same in all of a warp.
+  __device__ void send(Scalar value, const Team &team) const {
+    const int warps = team.threads / 32;
+    if (threadIdx.x == 0) expect_bytes(barrier, warps * team.cluster * int(sizeof(Scalar)));
 #if __CUDA_ARCH__ >= 900
     const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
     if (lane < team.cluster) {
@@ -272,8 +305,57 @@ struct MailBox {
             : "memory");
     }
 #endif
-    wait_for_bytes(barrier, phase);
-    return add_slots(slots, count);
+  }
+  // `phase`: 0 and 1 in turn from use to use.
+  __device__ Scalar receive(const Team &team, uint32_t phase) const {
+    wait_for_phase(barrier, phase);
+    return add_slots(slots, team.threads / 32 * team.cluster);
+  }
+};
+
+// Sums of one row after another, each received only after the next row's has been sent, so that
+// nobody waits in between. Row k uses slots and barrier k % 4: a warp that sends row k has received
+// row k - 2, so all had sent that, so all are done with row k - 4.
+struct SumsInTurn {
+  float *slots;        // 4 times those of sum_slots
+  int count;           // of one time, of the whole block
+  uint64_t *barriers;  // 4 for each of the block's rows
+
+  __device__ uint64_t *barrier(const Team &team, int k) const {
+    return barriers + team.place * 4 + k % 4;
+  }
+  __device__ void open(const Team &team) const {
+    if (threadIdx.x == 0)
+      for (int k = 0; k < 4; ++k)
+        open_barrier(barrier(team, k), team.cluster > 1 ? 1 : team.threads / 32);
+    __syncwarp();
+  }
+  __device__ void send(float value, const Team &team, int k) const {
+    value = warp_sum(value);
+    float *const own = slots + k % 4 * count;
+    if (team.cluster > 1) return MailBox<float>{own, barrier(team, k)}.send(value, team);
+    if (threadIdx.x % 32 == 0) {
+      own[(team.place * team.threads + threadIdx.x) / 32] = value;
+      arrive(barrier(team, k));
+    }
+  }
+  template <int kWarps, int kPlaces>
+  __device__ float receive(const Team &team, int k) const {
+    const float *own = slots + k % 4 * count;
+    const uint32_t phase = k / 4 % 2;
+    if (team.cluster > 1)
+      return MailBox<float>{slots + k % 4 * count, barrier(team, k)}.receive(team, phase);
+#if __CUDA_ARCH__ >= 900
+    wait_for_phase(barrier(team, k), phase);
+#else
+    row_barrier<kPlaces>(team);
+#endif
+    const int lane = threadIdx.x % kWarps, warps = team.threads / 32;
+    float value = lane < warps ? own[team.place * warps + lane] : 0;
+#pragma unroll
+    for (int offset = 1; offset < kWarps; offset *= 2)
+      value += __shfl_xor_sync(0xffffffffu, value, offset);
+    return value;
   }
 };
 
