@@ -16,8 +16,14 @@ struct State {
   const RowTable *rows;
   rmsnorm_parallel_for_t parallel_for;  // NULL: none
   void *parallel_for_user;
-  Pool *pool = nullptr;  // NULL: none
+  Pool *pool = nullptr;              // NULL: none
+  int64_t stream_bytes = INT64_MAX;  // of outputs: from here on they go past the cache
 };
+
+// Whether tasks may run at once at all.
+inline bool is_parallel(const State &state) {
+  return state.parallel_for != nullptr || state.pool != nullptr;
+}
 
 // Part `index` of `parts` parts of [0, count), as equal as may be.
 struct Part {

@@ -88,6 +88,37 @@ inline void store_bf16(const Block &block, char *data) {
   _mm256_storeu_si256(reinterpret_cast<__m256i *>(data), _mm256_permute4x64_epi64(packed, 0xd8));
 }
 
+// ---- fp32 ---------------------------------------------------------------------------------------
+
+using HalfBits = Two<UVec>;
+using Floats = Two<Two<FVec>>;
+
+inline void load_halves(const char *data, FVec *to) {
+  to->native = _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i *>(data)));
+}
+
+inline void store_halves(const FVec &value, char *data) {
+  _mm_storeu_si128(reinterpret_cast<__m128i *>(data),
+                   _mm256_cvtps_ph(value.native, _MM_FROUND_TO_NEAREST_INT));
+}
+
+inline FVec round_halves(const FVec &value) {
+  return {_mm256_cvtph_ps(_mm256_cvtps_ph(value.native, _MM_FROUND_TO_NEAREST_INT))};
+}
+
+// ---- Past the cache -----------------------------------------------------------------------------
+
+inline void stream(NativeBits bits, char *data) {
+  _mm256_stream_si256(reinterpret_cast<__m256i *>(data), reinterpret_cast<__m256i>(bits));
+}
+
+inline void stream_f32(const Block &block, char *data) {
+  stream(reinterpret_cast<NativeBits>(narrow(block.low)), data);
+  stream(reinterpret_cast<NativeBits>(narrow(block.high)), data + 32);
+}
+
+inline void stream_fence() { _mm_sfence(); }
+
 #include "cpu/rows/rows.inl.h"
 
 }  // namespace

@@ -75,6 +75,42 @@ inline void store_bf16(const Block &block, char *data) {
   _mm_storeu_si128(to + 1, narrow_to_bfloat(block.high));
 }
 
+// ---- fp32 ---------------------------------------------------------------------------------------
+
+using HalfBits = UVec;
+using Floats = Two<FVec>;
+
+inline void load_halves(const char *data, FVec *to) {
+  to->native =
+      _mm512_maskz_cvtph_ps(0xffff, _mm256_loadu_si256(reinterpret_cast<const __m256i *>(data)));
+}
+
+inline __m256i to_halves(const FVec &value) {
+  return _mm512_maskz_cvtps_ph(0xffff, value.native, _MM_FROUND_TO_NEAREST_INT);
+}
+
+inline void store_halves(const FVec &value, char *data) {
+  _mm256_storeu_si256(reinterpret_cast<__m256i *>(data), to_halves(value));
+}
+
+inline FVec round_halves(const FVec &value) {
+  return {_mm512_maskz_cvtph_ps(0xffff, to_halves(value))};
+}
+
+// ---- Past the cache -----------------------------------------------------------------------------
+
+inline void stream(NativeBits bits, char *data) {
+  _mm512_stream_si512(reinterpret_cast<__m512i *>(data), reinterpret_cast<__m512i>(bits));
+}
+
+inline void stream_f32(const Block &block, char *data) {
+  float *to = reinterpret_cast<float *>(data);
+  _mm256_stream_ps(to, narrow(block.low));
+  _mm256_stream_ps(to + 8, narrow(block.high));
+}
+
+inline void stream_fence() { _mm_sfence(); }
+
 #include "cpu/rows/rows.inl.h"
 
 }  // namespace

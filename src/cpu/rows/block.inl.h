@@ -11,6 +11,17 @@ struct Vec {
   Native native;
 };
 
+// As many bytes of fp32 numbers, and of their bits.
+typedef float NativeFloat __attribute__((vector_size(sizeof(Native))));
+typedef uint32_t NativeBits __attribute__((vector_size(sizeof(Native))));
+typedef uint16_t NativeShorts __attribute__((vector_size(sizeof(Native))));
+struct FVec {
+  NativeFloat native;
+};
+struct UVec {
+  NativeBits native;
+};
+
 template <class Half>
 struct Two {
   Half low, high;

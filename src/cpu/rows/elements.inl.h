@@ -76,6 +76,23 @@ template <rmsnorm_dtype_t kDtype>
       reinterpret_cast<uintptr_t>(address<kDtype>(row, col)) + static_cast<uintptr_t>(row.next)));
 }
 
+// The same of what is read next, far enough ahead for the memory.
+constexpr int64_t kPrefetchBytes = 1024;
+template <rmsnorm_dtype_t kDtype>
+[[gnu::always_inline]] inline void prefetch_ahead(const Elements &row, int64_t col) {
+  __builtin_prefetch(reinterpret_cast<const char *>(
+      reinterpret_cast<uintptr_t>(address<kDtype>(row, col)) + kPrefetchBytes));
+}
+
+// Whether every row can be written by streaming stores.
+inline bool streams_to(const View &view) {
+  const int64_t size = view.dtype == RMSNORM_DTYPE_F32 ? 4 : 2;
+  const uint64_t places = reinterpret_cast<uintptr_t>(view.data) |
+                          static_cast<uint64_t>(view.row_stride * size) |
+                          static_cast<uint64_t>(view.group_stride * size);
+  return places % 64 == 0;
+}
+
 [[gnu::noinline]] inline Block load_end(Elements row, int64_t col, int64_t count) {
   alignas(64) char buffer[kLanes * sizeof(float)] = {};
   __builtin_memcpy(buffer, address<kAny>(row, col), static_cast<size_t>(count << row.shift));
@@ -96,9 +113,11 @@ template <rmsnorm_dtype_t kDtype>
   return load_end(row, col, count);
 }
 
-template <rmsnorm_dtype_t kDtype>
+// kStreams: past the cache; the address is a multiple of 64, and fp32.
+template <rmsnorm_dtype_t kDtype, bool kStreams = false>
 [[gnu::always_inline]] inline void store(const Block &block, Elements row, int64_t col,
                                          int64_t count) {
+  if (kStreams && count == kLanes) return stream_f32(block, address<kDtype>(row, col));
   if (count == kLanes) return store_block<kDtype>(block, address<kDtype>(row, col), row.dtype);
   store_end(block, row, col, count);
 }
@@ -113,10 +132,10 @@ template <rmsnorm_dtype_t kDtype>
 }
 
 // body(col, count) for the blocks of columns [begin, end).
-template <class Body>
+template <int64_t kStep = kLanes, class Body>
 [[gnu::always_inline]] inline void each_block(int64_t begin, int64_t end, const Body &body) {
   int64_t col = begin;
-  for (; end - col >= kLanes; col += kLanes) body(col, kLanes);
+  for (; end - col >= kStep; col += kStep) body(col, kStep);
   if (col < end) body(col, end - col);
 }
 
