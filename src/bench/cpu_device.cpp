@@ -60,18 +60,39 @@ __attribute__((target("avx2"))) void combine_wide(const Vector *a, const Vector 
   combine(a, b, out, i, end);
 }
 
-// The same past the cache.
-void combine_streaming(const Vector *a, const Vector *b, Vector *out, int64_t begin, int64_t end) {
-  for (int64_t i = begin; i < end; ++i) {
-    const Vector whole = b == nullptr ? a[i] : a[i] ^ b[i];
-    _mm_stream_si128(reinterpret_cast<__m128i *>(out + i), reinterpret_cast<__m128i>(whole));
+// The same past the cache, by the widest vectors.
+__attribute__((target("avx2"))) void combine_streaming(const Vector *a, const Vector *b,
+                                                       Vector *out, int64_t begin, int64_t end) {
+  int64_t i = begin;
+  if ((begin & 1) != 0 && i < end) combine(a, b, out, i, i + 1), ++i;
+  for (; end - i >= 2; i += 2) {
+    __m256i wide = _mm256_loadu_si256(reinterpret_cast<const __m256i *>(a + i));
+    if (b != nullptr)
+      wide = _mm256_xor_si256(wide, _mm256_loadu_si256(reinterpret_cast<const __m256i *>(b + i)));
+    _mm256_stream_si256(reinterpret_cast<__m256i *>(out + i), wide);
   }
   _mm_sfence();
+  combine(a, b, out, i, end);
+}
+
+__attribute__((target("avx512f"))) void combine_streaming_512(const Vector *a, const Vector *b,
+                                                              Vector *out, int64_t begin,
+                                                              int64_t end) {
+  int64_t i = begin;
+  for (; (i & 3) != 0 && i < end; ++i) combine(a, b, out, i, i + 1);
+  for (; end - i >= 4; i += 4) {
+    __m512i wide = _mm512_loadu_si512(a + i);
+    if (b != nullptr) wide = _mm512_xor_si512(wide, _mm512_loadu_si512(b + i));
+    _mm512_stream_si512(reinterpret_cast<__m512i *>(out + i), wide);
+  }
+  _mm_sfence();
+  combine(a, b, out, i, end);
 }
 
 Combine combine_by(int way) {
-  if (way == kStreaming) return combine_streaming;
-  return way == kWide && __builtin_cpu_supports("avx2") ? combine_wide : combine;
+  if (way == kCopy || !__builtin_cpu_supports("avx2")) return combine;
+  if (way == kWide) return combine_wide;
+  return __builtin_cpu_supports("avx512f") ? combine_streaming_512 : combine_streaming;
 }
 #else
 Combine combine_by(int) { return combine; }

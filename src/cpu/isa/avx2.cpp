@@ -97,14 +97,16 @@ inline void load_halves(const char *data, FVec *to) {
   to->native = _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i *>(data)));
 }
 
-inline void store_halves(const FVec &value, char *data) {
-  _mm_storeu_si128(reinterpret_cast<__m128i *>(data),
-                   _mm256_cvtps_ph(value.native, _MM_FROUND_TO_NEAREST_INT));
+inline __m128i to_halves(const FVec &value) {
+  return _mm256_cvtps_ph(value.native, _MM_FROUND_TO_NEAREST_INT);
 }
 
-inline FVec round_halves(const FVec &value) {
-  return {_mm256_cvtph_ps(_mm256_cvtps_ph(value.native, _MM_FROUND_TO_NEAREST_INT))};
+inline void narrow_halves(const Two<FVec> &value, UVec *to) {
+  to->native =
+      reinterpret_cast<NativeBits>(_mm256_set_m128i(to_halves(value.high), to_halves(value.low)));
 }
+
+inline FVec round_halves(const FVec &value) { return {_mm256_cvtph_ps(to_halves(value))}; }
 
 // ---- Past the cache -----------------------------------------------------------------------------
 

@@ -89,8 +89,9 @@ inline __m256i to_halves(const FVec &value) {
   return _mm512_maskz_cvtps_ph(0xffff, value.native, _MM_FROUND_TO_NEAREST_INT);
 }
 
-inline void store_halves(const FVec &value, char *data) {
-  _mm256_storeu_si256(reinterpret_cast<__m256i *>(data), to_halves(value));
+inline void narrow_halves(const Two<FVec> &value, UVec *to) {
+  to->native = reinterpret_cast<NativeBits>(
+      _mm512_inserti64x4(_mm512_castsi256_si512(to_halves(value.low)), to_halves(value.high), 1));
 }
 
 inline FVec round_halves(const FVec &value) {

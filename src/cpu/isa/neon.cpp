@@ -101,8 +101,10 @@ inline float16x4_t to_halves(const FVec &value) {
   return vcvt_f16_f32(reinterpret_cast<float32x4_t>(value.native));
 }
 
-inline void store_halves(const FVec &value, char *data) {
-  vst1_u16(reinterpret_cast<uint16_t *>(data), vreinterpret_u16_f16(to_halves(value)));
+inline void narrow_halves(const Two<FVec> &value, UVec *to) {
+  to->native =
+      reinterpret_cast<NativeBits>(vcombine_u16(vreinterpret_u16_f16(to_halves(value.low)),
+                                                vreinterpret_u16_f16(to_halves(value.high))));
 }
 
 inline FVec round_halves(const FVec &value) {

@@ -15,6 +15,12 @@ struct Vec {
 typedef float NativeFloat __attribute__((vector_size(sizeof(Native))));
 typedef uint32_t NativeBits __attribute__((vector_size(sizeof(Native))));
 typedef uint16_t NativeShorts __attribute__((vector_size(sizeof(Native))));
+
+// In memory, at any address. Not by memcpy: gcc makes that several narrower copies, by way of the
+// stack.
+typedef Native UnalignedNative __attribute__((aligned(8), may_alias));
+typedef NativeBits UnalignedBits __attribute__((aligned(1), may_alias));
+
 struct FVec {
   NativeFloat native;
 };
@@ -60,7 +66,7 @@ template <class Half>
 }
 
 [[gnu::always_inline]] inline void load_doubles(const double *from, Vec *to) {
-  __builtin_memcpy(to, from, sizeof *to);
+  to->native = *reinterpret_cast<const UnalignedNative *>(from);
 }
 template <class Half>
 [[gnu::always_inline]] inline void load_doubles(const double *from, Two<Half> *to) {
@@ -69,7 +75,7 @@ template <class Half>
 }
 
 [[gnu::always_inline]] inline void store_doubles(const Vec &vec, double *to) {
-  __builtin_memcpy(to, &vec, sizeof vec);
+  *reinterpret_cast<UnalignedNative *>(to) = vec.native;
 }
 template <class Half>
 [[gnu::always_inline]] inline void store_doubles(const Two<Half> &whole, double *to) {

@@ -133,7 +133,12 @@ inline Quarter load_bfloat_quarter(const char *data) {
 inline void load_halves(const char *data, FVec *to) {
   to->native = half_to_float(load_shorts(data));
 }
-inline void store_halves(const FVec &value, char *data) {
-  store_shorts(float_to_half(value.native), data);
+inline void narrow_halves(const Two<FVec> &value, UVec *to) {
+  typedef uint64_t TwoLongs __attribute__((vector_size(16)));
+  const auto four = [](const FVec &vec) {
+    return reinterpret_cast<uint64_t>(
+        __builtin_convertvector(float_to_half(vec.native), FourShorts));
+  };
+  to->native = reinterpret_cast<NativeBits>(TwoLongs{four(value.low), four(value.high)});
 }
 inline FVec round_halves(const FVec &value) { return {half_to_float(float_to_half(value.native))}; }

@@ -1,6 +1,6 @@
 // Thirty-two columns of halves as fp32 numbers, for the rows that half_rows.inl.h computes in fp32.
 // The isa file has defined Floats, a Two<> of vectors down to FVec, HalfBits, the halves' own bits
-// (half as large, of UVecs), and to and from fp16: load_halves, store_halves, round_halves.
+// (half as large, of UVecs), and to and from fp16: load_halves, narrow_halves, round_halves.
 // Included inside its namespace.
 //
 // bf16 needs no shuffle: as 32-bit numbers the halves' bits are the odd columns in front and the
@@ -30,11 +30,32 @@ template <class Half>
   return floats;
 }
 
-template <class Bits>
-[[gnu::always_inline]] inline Bits load_bits(const char *data) {
-  Bits bits;
-  __builtin_memcpy(&bits, data, sizeof bits);
-  return bits;
+[[gnu::always_inline]] inline void load_bits(const char *data, UVec *to) {
+  to->native = *reinterpret_cast<const UnalignedBits *>(data);
+}
+template <class Half>
+[[gnu::always_inline]] inline void load_bits(const char *data, Two<Half> *to) {
+  load_bits(data, &to->low);
+  load_bits(data + sizeof(Half), &to->high);
+}
+
+[[gnu::always_inline]] inline void store_bits(const UVec &value, char *data) {
+  *reinterpret_cast<UnalignedBits *>(data) = value.native;
+}
+[[gnu::always_inline]] inline void store_bits(const FVec &value, char *data) {
+  *reinterpret_cast<UnalignedBits *>(data) = reinterpret_cast<NativeBits>(value.native);
+}
+template <class Half>
+[[gnu::always_inline]] inline void store_bits(const Two<Half> &value, char *data) {
+  store_bits(value.low, data);
+  store_bits(value.high, data + sizeof(Half));
+}
+
+[[gnu::always_inline]] inline void fill_bits(UVec *to) { to->native = ~NativeBits{}; }
+template <class Half>
+[[gnu::always_inline]] inline void fill_bits(Two<Half> *to) {
+  fill_bits(&to->low);
+  fill_bits(&to->high);
 }
 
 // ---- bf16 ---------------------------------------------------------------------------------------
@@ -101,10 +122,10 @@ template <class Half>
   load_halves(data, &to->low);
   load_halves(data + sizeof(Half) / 2, &to->high);
 }
-template <class Half>
-[[gnu::always_inline]] inline void store_halves(const Two<Half> &value, char *data) {
-  store_halves(value.low, data);
-  store_halves(value.high, data + sizeof(Half) / 2);
+template <class Half, class BitsHalf>
+[[gnu::always_inline]] inline void narrow_halves(const Two<Half> &value, Two<BitsHalf> *to) {
+  narrow_halves(value.low, &to->low);
+  narrow_halves(value.high, &to->high);
 }
 template <class Half>
 [[gnu::always_inline]] inline Two<Half> round_halves(const Two<Half> &value) {
@@ -123,10 +144,9 @@ template <class Half>
 }
 
 template <rmsnorm_dtype_t kDtype>
-[[gnu::always_inline]] inline Floats load_floats(const char *data) {
+[[gnu::always_inline]] inline Floats load_floats(const char *data, const HalfBits &bits) {
   Floats floats;
-  if constexpr (kDtype == RMSNORM_DTYPE_BF16)
-    widen_bfloats(load_bits<HalfBits>(data), &floats.low, &floats.high);
+  if constexpr (kDtype == RMSNORM_DTYPE_BF16) widen_bfloats(bits, &floats.low, &floats.high);
   else load_halves(data, &floats);
   return floats;
 }
@@ -135,7 +155,7 @@ template <rmsnorm_dtype_t kDtype>
 [[gnu::always_inline]] inline HalfBits narrow_floats(const Floats &floats) {
   HalfBits bits;
   if constexpr (kDtype == RMSNORM_DTYPE_BF16) narrow_bfloats(floats.low, floats.high, &bits);
-  else store_halves(floats, reinterpret_cast<char *>(&bits));
+  else narrow_halves(floats, &bits);
   return bits;
 }
 
@@ -156,15 +176,16 @@ template <rmsnorm_dtype_t kDtype>
     __builtin_memcpy(buffer, data, static_cast<size_t>(count) * 2);
     data = buffer;
   }
-  *bits = load_bits<HalfBits>(data);
-  return load_floats<kDtype>(data);
+  load_bits(data, bits);
+  return load_floats<kDtype>(data, *bits);
 }
 
 template <bool kStreams>
 [[gnu::always_inline]] inline void store_bits(const HalfBits &bits, const Elements &row,
                                               int64_t col, int64_t count) {
   char *const data = row.data + col * 2;
-  if (count != kFloatCols) __builtin_memcpy(data, &bits, static_cast<size_t>(count) * 2);
-  else if (kStreams) stream_bits(bits, data);
-  else __builtin_memcpy(data, &bits, sizeof bits);
+  if (count == kFloatCols) return kStreams ? stream_bits(bits, data) : store_bits(bits, data);
+  alignas(64) char buffer[kFloatCols * 2];
+  store_bits(bits, buffer);
+  __builtin_memcpy(data, buffer, static_cast<size_t>(count) * 2);
 }

@@ -33,7 +33,7 @@ struct HalfRows {
   };
   static HalfBits largest_bits() {
     HalfBits bits;
-    __builtin_memset(&bits, 0xff, sizeof bits);
+    fill_bits(&bits);
     return bits;
   }
   struct Constants {
@@ -70,7 +70,7 @@ struct HalfRows {
 
   [[gnu::always_inline]] static void end_run(const Run &run, Sums *sums) {
     alignas(64) float squares[kFloatCols];
-    __builtin_memcpy(squares, &run.squares, sizeof squares);
+    store_bits(run.squares, reinterpret_cast<char *>(squares));
     for (int i = 0; i < kFloatCols; ++i) sums->lane[i] += static_cast<double>(squares[i]);
     if constexpr (kDtype == RMSNORM_DTYPE_BF16) sums->least = smaller(sums->least, run.least);
   }
@@ -88,7 +88,7 @@ struct HalfRows {
   // The smallest magnitude other than 0, of what order_of made of each.
   static double least_of(const HalfBits &bits) {
     uint16_t each[kFloatCols];
-    __builtin_memcpy(each, &bits, sizeof each);
+    store_bits(bits, reinterpret_cast<char *>(each));
     uint32_t least = each[0];
     for (int i = 1; i < kFloatCols; ++i) least = each[i] < least ? each[i] : least;
     if (least == 0xffff) return 1;  // zeros alone
