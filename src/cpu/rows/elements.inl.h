@@ -27,16 +27,17 @@ struct Elements {
   char *data;
   rmsnorm_dtype_t dtype;  // NONE: the tensor is absent
   int shift;              // an element has 1 << shift bytes
-  int64_t next;           // bytes from here to the row that comes next
+  int64_t next;           // bytes from here to the row that is prefetched while this is written
 
   bool present() const { return dtype != RMSNORM_DTYPE_NONE; }
 };
 
-inline Elements elements(const View &view, int64_t row, int64_t group, int64_t groups = 1) {
+inline Elements elements(const View &view, int64_t row, int64_t group, int64_t groups = 1,
+                         int64_t ahead = 1) {
   const int shift = view.dtype == RMSNORM_DTYPE_F64 ? 3 : view.dtype == RMSNORM_DTYPE_F32 ? 2 : 1;
   const int64_t size = int64_t{1} << shift;
   return {view.data + (row * view.row_stride + group * view.group_stride) * size, view.dtype, shift,
-          (groups == 1 ? view.row_stride : view.group_stride) * size};
+          (groups == 1 ? view.row_stride : view.group_stride) * ahead * size};
 }
 
 // Loads and stores have their dtype as a template argument, or kAny: the one that the row has at
@@ -77,7 +78,7 @@ template <rmsnorm_dtype_t kDtype>
 }
 
 // The same of what is read next, far enough ahead for the memory.
-constexpr int64_t kPrefetchBytes = 1024;
+constexpr int64_t kPrefetchBytes = 2048;
 template <rmsnorm_dtype_t kDtype>
 [[gnu::always_inline]] inline void prefetch_ahead(const Elements &row, int64_t col) {
   __builtin_prefetch(reinterpret_cast<const char *>(
