@@ -14,11 +14,6 @@ namespace {
 constexpr int64_t kTaskElements = 65536;
 constexpr int64_t kMostTasks = 1024;
 
-int64_t bytes_of(const ForwardProblem &problem, const View &view) {
-  return view.present() ? problem.rows * problem.groups * problem.cols * element_size(view.dtype)
-                        : 0;
-}
-
 }  // namespace
 
 size_t forward_workspace_size(const void *, const ForwardProblem &) { return 0; }
@@ -36,11 +31,10 @@ rmsnorm_status_t forward(const void *opaque, const ForwardProblem &problem, cons
   if (rows == 0) return RMSNORM_SUCCESS;
   const int64_t rows_a_task = std::max<int64_t>(1, kTaskElements / problem.cols);
   const int64_t tasks = is_parallel(state) ? std::min((rows - 1) / rows_a_task + 1, kMostTasks) : 1;
-  const bool streams =
-      bytes_of(problem, problem.y) + bytes_of(problem, problem.residual_out) >= state.stream_bytes;
+  const bool past_cache = streams(state, rows * problem.cols, problem.y, problem.residual_out);
   return each_task(state, tasks, rows * problem.cols, [&](int64_t index) {
     const Part part = part_of(rows, tasks, index);
-    state.rows->forward(problem, streams, part.begin, part.end);
+    state.rows->forward(problem, past_cache, part.begin, part.end);
   });
 }
 

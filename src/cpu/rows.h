@@ -57,7 +57,7 @@ struct RowTable {
   // residual_out past the cache, where that can be.
   void (*forward)(const ForwardProblem &problem, bool streams, int64_t begin, int64_t end);
   // dx and dresidual of the rows [begin, end), in order; adds their terms to the sums.
-  void (*backward)(const BackwardProblem &problem, int64_t begin, int64_t end,
+  void (*backward)(const BackwardProblem &problem, bool streams, int64_t begin, int64_t end,
                    const GradientSums &sums);
   // Adds `count` sums to those at `total`, and zeroes them.
   void (*fold)(rmsnorm_dtype_t dtype, int64_t count, char *sums, char *total);

@@ -25,6 +25,13 @@ inline bool is_parallel(const State &state) {
   return state.parallel_for != nullptr || state.pool != nullptr;
 }
 
+// Whether outputs of so many elements each are written past the cache.
+inline bool streams(const State &state, int64_t elements, const View &one, const View &other) {
+  const int64_t size = (one.present() ? element_size(one.dtype) : 0) +
+                       (other.present() ? element_size(other.dtype) : 0);
+  return size > 0 && elements >= state.stream_bytes / size;
+}
+
 // Part `index` of `parts` parts of [0, count), as equal as may be.
 struct Part {
   int64_t begin, end;

@@ -119,6 +119,11 @@ inline void stream_f32(const Block &block, char *data) {
   stream(reinterpret_cast<NativeBits>(narrow(block.high)), data + 32);
 }
 
+inline void stream_16_bytes(const char *from, char *to) {
+  _mm_stream_si128(reinterpret_cast<__m128i *>(to),
+                   _mm_loadu_si128(reinterpret_cast<const __m128i *>(from)));
+}
+
 inline void stream_fence() { _mm_sfence(); }
 
 #include "cpu/rows/rows.inl.h"

@@ -29,9 +29,14 @@ using Floats = Two<Two<Two<FVec>>>;
 inline void stream(NativeBits bits, char *data) {
   _mm_stream_si128(reinterpret_cast<__m128i *>(data), reinterpret_cast<__m128i>(bits));
 }
+inline void stream_16_bytes(const char *from, char *to) {
+  _mm_stream_si128(reinterpret_cast<__m128i *>(to),
+                   _mm_loadu_si128(reinterpret_cast<const __m128i *>(from)));
+}
 inline void stream_fence() { _mm_sfence(); }
 #else
 inline void stream(NativeBits bits, char *data) { __builtin_memcpy(data, &bits, sizeof bits); }
+inline void stream_16_bytes(const char *from, char *to) { __builtin_memcpy(to, from, 16); }
 inline void stream_fence() {}
 #endif
 inline void stream_f32(const Block &block, char *data) {

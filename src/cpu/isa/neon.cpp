@@ -114,6 +114,7 @@ inline FVec round_halves(const FVec &value) {
 // No stores past the cache here.
 inline void stream(NativeBits bits, char *data) { __builtin_memcpy(data, &bits, sizeof bits); }
 inline void stream_f32(const Block &block, char *data) { store_f32(block, data); }
+inline void stream_16_bytes(const char *from, char *to) { __builtin_memcpy(to, from, 16); }
 inline void stream_fence() {}
 
 #include "cpu/rows/rows.inl.h"

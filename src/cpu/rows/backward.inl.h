@@ -45,7 +45,7 @@ inline BackwardScales backward_scales(const BackwardProblem &problem, bool given
 
 // One row, or with kPair two that have their weight in common: then weight and gradient sums pass
 // through the registers once for both. The terms are added row by row either way.
-template <rmsnorm_dtype_t kDtype, bool kPair>
+template <rmsnorm_dtype_t kDtype, bool kPair, bool kStreams>
 void backward_rows(const BackwardProblem &problem, const GradientSums &sums, int64_t group,
                    const BackwardRow first, const Elements first_rstd, const BackwardRow second,
                    const Elements second_rstd) {
@@ -113,8 +113,8 @@ void backward_rows(const BackwardProblem &problem, const GradientSums &sums, int
           if (!writes_dx) return;
           Block dx = by.scale * (weight * dy - xhat * by.mean);
           if (row.dresidual_out.present()) dx = dx + load<kDtype>(row.dresidual_out, col, count);
-          if (row.dx.present()) store<kDtype>(dx, row.dx, col, count);
-          if (row.dresidual.present()) store<kDtype>(dx, row.dresidual, col, count);
+          if (row.dx.present()) store<kDtype, kStreams>(dx, row.dx, col, count);
+          if (row.dresidual.present()) store<kDtype, kStreams>(dx, row.dresidual, col, count);
         };
         write(first, scales);
         if constexpr (kPair) write(second, other_scales);
@@ -124,7 +124,7 @@ void backward_rows(const BackwardProblem &problem, const GradientSums &sums, int
 }
 
 // Rows [begin, end), in pairs where no vector is per group.
-template <rmsnorm_dtype_t kDtype>
+template <rmsnorm_dtype_t kDtype, bool kStreams>
 void backward_rows(const BackwardProblem &problem, const GradientSums &sums, int64_t begin,
                    int64_t end) {
   const int64_t groups = problem.groups;
@@ -134,12 +134,23 @@ void backward_rows(const BackwardProblem &problem, const GradientSums &sums, int
     const BackwardRow first = backward_elements(problem, row, group, pairs);
     const Elements rstd = elements(problem.rstd, row, group);
     if (!pairs || index + 1 == end) {
-      backward_rows<kDtype, false>(problem, sums, group, first, rstd, first, rstd);
+      backward_rows<kDtype, false, kStreams>(problem, sums, group, first, rstd, first, rstd);
       continue;
     }
     const int64_t next = ++index / groups, next_group = index % groups;
-    backward_rows<kDtype, true>(problem, sums, group, first, rstd,
-                                backward_elements(problem, next, next_group, pairs),
-                                elements(problem.rstd, next, next_group));
+    backward_rows<kDtype, true, kStreams>(problem, sums, group, first, rstd,
+                                          backward_elements(problem, next, next_group, pairs),
+                                          elements(problem.rstd, next, next_group));
   }
+  if (kStreams) stream_fence();
+}
+
+template <rmsnorm_dtype_t kDtype>
+void backward_rows_of(const BackwardProblem &problem, const GradientSums &sums, bool streams,
+                      int64_t begin, int64_t end) {
+  const auto fits = [](const View &view) { return !view.present() || streams_to(view); };
+  if constexpr (kDtype != kAny)
+    if (streams && fits(problem.dx) && fits(problem.dresidual))
+      return backward_rows<kDtype, true>(problem, sums, begin, end);
+  backward_rows<kDtype, false>(problem, sums, begin, end);
 }

@@ -69,6 +69,15 @@ template <rmsnorm_dtype_t kDtype>
   return row.data + col * (kDtype == RMSNORM_DTYPE_F64 ? 8 : kDtype == RMSNORM_DTYPE_F32 ? 4 : 2);
 }
 
+template <rmsnorm_dtype_t kDtype>
+[[gnu::always_inline]] inline void stream_block(const Block &block, char *data) {
+  if (kDtype == RMSNORM_DTYPE_F32) return stream_f32(block, data);
+  alignas(64) char buffer[kLanes * sizeof(uint16_t)];
+  store_block<kDtype>(block, buffer, kDtype);
+  stream_16_bytes(buffer, data);
+  stream_16_bytes(buffer + 16, data + 16);
+}
+
 // Asks the cache for column `col` of the row that comes next: it is read while this one is written.
 // The row may not be there: a prefetch of any address does no harm.
 template <rmsnorm_dtype_t kDtype>
@@ -114,11 +123,11 @@ template <rmsnorm_dtype_t kDtype>
   return load_end(row, col, count);
 }
 
-// kStreams: past the cache; the address is a multiple of 64, and fp32.
+// kStreams: past the cache; the row begins at a multiple of 64.
 template <rmsnorm_dtype_t kDtype, bool kStreams = false>
 [[gnu::always_inline]] inline void store(const Block &block, Elements row, int64_t col,
                                          int64_t count) {
-  if (kStreams && count == kLanes) return stream_f32(block, address<kDtype>(row, col));
+  if (kStreams && count == kLanes) return stream_block<kDtype>(block, address<kDtype>(row, col));
   if (count == kLanes) return store_block<kDtype>(block, address<kDtype>(row, col), row.dtype);
   store_end(block, row, col, count);
 }

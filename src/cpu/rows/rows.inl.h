@@ -36,17 +36,20 @@ void forward(const ForwardProblem &problem, bool streams, int64_t begin, int64_t
   }
 }
 
-void backward(const BackwardProblem &problem, int64_t begin, int64_t end,
+void backward(const BackwardProblem &problem, bool streams, int64_t begin, int64_t end,
               const GradientSums &sums) {
   switch (common_dtype(problem)) {
     case RMSNORM_DTYPE_F64:
       return each_row(begin, end, problem.groups, [&](int64_t row, int64_t group) {
         backward_row_f64(problem, sums, row, group);
       });
-    case RMSNORM_DTYPE_F32: return backward_rows<RMSNORM_DTYPE_F32>(problem, sums, begin, end);
-    case RMSNORM_DTYPE_F16: return backward_rows<RMSNORM_DTYPE_F16>(problem, sums, begin, end);
-    case RMSNORM_DTYPE_BF16: return backward_rows<RMSNORM_DTYPE_BF16>(problem, sums, begin, end);
-    default: return backward_rows<kAny>(problem, sums, begin, end);
+    case RMSNORM_DTYPE_F32:
+      return backward_rows_of<RMSNORM_DTYPE_F32>(problem, sums, streams, begin, end);
+    case RMSNORM_DTYPE_F16:
+      return backward_rows_of<RMSNORM_DTYPE_F16>(problem, sums, streams, begin, end);
+    case RMSNORM_DTYPE_BF16:
+      return backward_rows_of<RMSNORM_DTYPE_BF16>(problem, sums, streams, begin, end);
+    default: return backward_rows_of<kAny>(problem, sums, streams, begin, end);
   }
 }
 
