@@ -22,8 +22,18 @@ inline NativeBits load_shorts(const char *data) {
   return __builtin_convertvector(shorts, NativeBits);
 }
 
+// The low 16 bits of each; of gcc's own making it is one by one.
+inline uint64_t narrow_shorts(NativeBits bits) {
+#if defined(__x86_64__)
+  const __m128i extended = _mm_srai_epi32(reinterpret_cast<__m128i>(bits << 16), 16);
+  return static_cast<uint64_t>(_mm_cvtsi128_si64(_mm_packs_epi32(extended, extended)));
+#else
+  return reinterpret_cast<uint64_t>(__builtin_convertvector(bits, FourShorts));
+#endif
+}
+
 inline void store_shorts(NativeBits bits, char *data) {
-  const FourShorts shorts = __builtin_convertvector(bits, FourShorts);
+  const uint64_t shorts = narrow_shorts(bits);
   __builtin_memcpy(data, &shorts, sizeof shorts);
 }
 
@@ -135,10 +145,8 @@ inline void load_halves(const char *data, FVec *to) {
 }
 inline void narrow_halves(const Two<FVec> &value, UVec *to) {
   typedef uint64_t TwoLongs __attribute__((vector_size(16)));
-  const auto four = [](const FVec &vec) {
-    return reinterpret_cast<uint64_t>(
-        __builtin_convertvector(float_to_half(vec.native), FourShorts));
-  };
-  to->native = reinterpret_cast<NativeBits>(TwoLongs{four(value.low), four(value.high)});
+  to->native =
+      reinterpret_cast<NativeBits>(TwoLongs{narrow_shorts(float_to_half(value.low.native)),
+                                            narrow_shorts(float_to_half(value.high.native))});
 }
 inline FVec round_halves(const FVec &value) { return {half_to_float(float_to_half(value.native))}; }
