@@ -67,14 +67,22 @@ inline NativeBits float_to_bfloat(NativeFloat value) {
 }
 
 inline Quarter widen(NativeFloat value) {
+#if defined(__x86_64__)
+  return {{_mm_cvtps_pd(value)}, {_mm_cvtps_pd(_mm_movehl_ps(value, value))}};
+#else
   const FloatPair low = {value[0], value[1]}, high = {value[2], value[3]};
   return {{__builtin_convertvector(low, Native)}, {__builtin_convertvector(high, Native)}};
+#endif
 }
 
 inline NativeFloat narrow(const Quarter &quarter) {
+#if defined(__x86_64__)  // of gcc's own making it goes through integer registers
+  return _mm_movelh_ps(_mm_cvtpd_ps(quarter.low.native), _mm_cvtpd_ps(quarter.high.native));
+#else
   const FloatPair low = __builtin_convertvector(quarter.low.native, FloatPair);
   const FloatPair high = __builtin_convertvector(quarter.high.native, FloatPair);
   return NativeFloat{low[0], low[1], high[0], high[1]};
+#endif
 }
 
 inline Vec load_pair(const float *from) {

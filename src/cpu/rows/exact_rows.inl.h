@@ -68,15 +68,25 @@ struct ExactRows {
           no_weight(broadcast(1) + offset) {}
   };
 
-  // x, or the sum of x and residual before it is rounded.
+  // x, or the sum of x and residual before it is rounded (of fp32, after).
   [[gnu::always_inline]] static Block make_sum(const ForwardProblem &problem, const ForwardRow &row,
                                                int64_t col, int64_t count) {
-    if constexpr (kAdds) return add_residual<kDtype>(row, problem.h_dtype, col, count);
-    return load<kDtype>(row.x, col, count);
+    if constexpr (!kAdds) return load<kDtype>(row.x, col, count);
+    if constexpr (kDtype == RMSNORM_DTYPE_F32) {
+      if (count == kLanes) {
+        Block sum;
+        add_floats(reinterpret_cast<const float *>(address<kDtype>(row.x, col)),
+                   reinterpret_cast<const float *>(address<kDtype>(row.residual, col)), &sum);
+        return sum;
+      }
+      return round_to<kDtype>(add_residual<kDtype>(row, problem.h_dtype, col, count), kDtype);
+    }
+    return add_residual<kDtype>(row, problem.h_dtype, col, count);
   }
 
   [[gnu::always_inline]] static Block make_h(const ForwardProblem &problem, const Block &sum) {
-    if constexpr (kAdds) return round_to<kDtype>(sum, problem.h_dtype);
+    if constexpr (kAdds && kDtype != RMSNORM_DTYPE_F32)
+      return round_to<kDtype>(sum, problem.h_dtype);
     return sum;
   }
 
