@@ -168,7 +168,7 @@ TEST_P(OfContext, EveryRuleOfTheOptions) {
   bad = good, bad.device = 13;
   expect_refused(bad, RMSNORM_ERROR_NEWER_LIBRARY, "device = 13");
   bad = good, bad.flags = 8;
-  expect_refused(bad, RMSNORM_ERROR_NEWER_LIBRARY, "0x4");
+  expect_refused(bad, RMSNORM_ERROR_NEWER_LIBRARY, "0x8");
   bad = good, bad.cpu_threads = -1;
   expect_refused(bad, RMSNORM_ERROR_VALUE, "cpu_threads = -1");
   bad = good, bad.cpu_threads = 1025;
