@@ -139,7 +139,8 @@ rmsnorm_status_t backward(const void *opaque, const BackwardProblem &problem,
   const Plan plan = make_plan(problem);
   char *const memory = plan.workspace == 0 ? nullptr : align_up(launch.workspace);
   const int64_t elements = saturated_product(plan.steps * plan.rows_a_step, problem.cols);
-  const bool past_cache = streams(state, elements, problem.dx, problem.dresidual);
+  const bool past_cache = streams(state, elements, {&problem.dx, &problem.dresidual},
+                                  {&problem.dy, &problem.x, &problem.dresidual_out});
   RMSNORM_TRY(each_task(state, plan.blocks, elements, [&](int64_t index) {
     run_block(*state.rows, problem, plan, past_cache, index, memory + index * plan.block_bytes);
   }));

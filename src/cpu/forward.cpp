@@ -31,7 +31,8 @@ rmsnorm_status_t forward(const void *opaque, const ForwardProblem &problem, cons
   if (rows == 0) return RMSNORM_SUCCESS;
   const int64_t rows_a_task = std::max<int64_t>(1, kTaskElements / problem.cols);
   const int64_t tasks = is_parallel(state) ? std::min((rows - 1) / rows_a_task + 1, kMostTasks) : 1;
-  const bool past_cache = streams(state, rows * problem.cols, problem.y, problem.residual_out);
+  const bool past_cache = streams(state, rows * problem.cols, {&problem.y, &problem.residual_out},
+                                  {&problem.x, &problem.residual});
   return each_task(state, tasks, rows * problem.cols, [&](int64_t index) {
     const Part part = part_of(rows, tasks, index);
     state.rows->forward(problem, past_cache, part.begin, part.end);

@@ -25,10 +25,18 @@ inline bool is_parallel(const State &state) {
   return state.parallel_for != nullptr || state.pool != nullptr;
 }
 
-// Whether outputs of so many elements each are written past the cache.
-inline bool streams(const State &state, int64_t elements, const View &one, const View &other) {
-  const int64_t size = (one.present() ? element_size(one.dtype) : 0) +
-                       (other.present() ? element_size(other.dtype) : 0);
+// Whether outputs of so many elements each are written past the cache. Not in place, where the
+// cache has just read what is overwritten.
+template <size_t kInputs>
+bool streams(const State &state, int64_t elements, const View *const (&outputs)[2],
+             const View *const (&inputs)[kInputs]) {
+  int64_t size = 0;
+  for (const View *output : outputs) {
+    if (!output->present()) continue;
+    size += element_size(output->dtype);
+    for (const View *input : inputs)
+      if (input->data == output->data) return false;
+  }
   return size > 0 && elements >= state.stream_bytes / size;
 }
 
