@@ -48,7 +48,7 @@ How:
 A pass is one call on each buffer set (with --sets, again and again up to 40 calls); its time is
 divided by them. Three medians are taken, in turn with the ceiling's, and the best counts.
 GB/s are those of rows x cols tensors, each read or written once. The ceiling of forward reads x and
-writes y, of backward reads x and dy and writes dx; add's is two launches of forward's. The CPU's ceiling is
+writes y, of backward reads x and dy and writes dx; add's is two launches of forward's. The CPU's is
 the best of several copies: memcpy, wide vectors, streaming stores.
 
 Environment: RMSNORM_LOG=1, or a file's path, writes each distinct call's log line there (1: to
