@@ -32,9 +32,10 @@ def measure(bench: str, shapes: List[str], dtypes: str = "f32,f16,bf16", ops: st
         environment["RMSNORM_CPU_ISA"] = isa
     with tempfile.NamedTemporaryFile(suffix=".json") as file:
         command = [bench, "--device", "cpu", "-c", "0", "-o", ops, "-d", dtypes, "--shapes",
-                   ",".join(shapes), "--threads", str(threads), "-J", file.name]
+                   ",".join(shapes), "--threads", str(threads), "-n", "3", "-J", file.name]
         command += ["--sets", str(sets)] if sets else []
         subprocess.run(command, check=True, env=environment, stdout=subprocess.DEVNULL)
+        print(".", end="", file=sys.stderr, flush=True)
         with open(file.name, encoding="utf-8") as text:
             results = json.load(text)["results"]
     return {(r["op"], r["dtype"], f"{r['rows']}x{r['cols']}"): r for r in results}
