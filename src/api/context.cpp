@@ -34,7 +34,8 @@ rmsnorm_status_t read_options(const rmsnorm_context_options_t *given,
   if (given == nullptr) return RMSNORM_SUCCESS;
   RMSNORM_TRY(read_struct("options", given, options));
   if (options->device == 0) options->device = RMSNORM_DEVICE_CPU;
-  const uint32_t known = RMSNORM_CONTEXT_PRELOAD | RMSNORM_CONTEXT_CHECK_POINTERS;
+  const uint32_t known =
+      RMSNORM_CONTEXT_PRELOAD | RMSNORM_CONTEXT_CHECK_POINTERS | RMSNORM_CONTEXT_KEEP_CACHED;
   if (const uint32_t unknown = options->flags & ~known)
     return fail(RMSNORM_ERROR_NEWER_LIBRARY,
                 "options.flags has unknown bits 0x%x: they need a newer library", unknown);

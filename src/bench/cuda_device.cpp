@@ -80,7 +80,7 @@ class CudaDevice final : public Device {
   void *stream() const override { return stream_; }
   void synchronize() override { require(cudaStreamSynchronize(stream_), "the stream"); }
 
-  void move(const Move &move) override { require(launch_move(move, stream_), "the ceiling"); }
+  void move(const Move &move, int) override { require(launch_move(move, stream_), "the ceiling"); }
   std::unique_ptr<Pass> prepare(std::function<void()> calls, bool graph) override {
     return std::unique_ptr<Pass>(new CudaPass(stream_, std::move(calls), graph));
   }

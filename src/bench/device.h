@@ -49,7 +49,9 @@ class Device {
   virtual void *stream() const = 0;
   virtual void synchronize() = 0;
 
-  virtual void move(const Move &move) = 0;  // the ceiling
+  // The ceiling, in one of `ways` ways: which is fastest is for the clock to say.
+  virtual int ways() const { return 1; }
+  virtual void move(const Move &move, int way) = 0;
   // `calls` submits to stream(). Prepared once, run often; `graph` (CUDA) captures them.
   virtual std::unique_ptr<Pass> prepare(std::function<void()> calls, bool graph) = 0;
   // CUDA: what a call costs the host. `call` submits one call; overlap is its flag.

@@ -35,6 +35,8 @@ Where:
 
 How:
   -c, --check 0|1        compares with the fp64 reference, outputs filled with NaN before  [1]
+      --sets N           buffer sets that calls take in turn; 1: data stay in the cache
+                                                    [as many as exceed the cache, 2 to 40]
   -n, --iters N          timed passes for each median; 0: no timing
                                             [11, or what half a second allows, from 3 on]
   -w, --warmup N         passes before them                                        [2]
@@ -43,10 +45,11 @@ How:
   -J, --json FILE        all that the table says, and more
   -h, --help
 
-A pass is one call on each of some buffer sets, 2 or as many as exceed the cache (40 at most); its
-time is divided by them. Three medians are taken, in turn with the ceiling's, and the best counts.
+A pass is one call on each buffer set (with --sets, again and again up to 40 calls); its time is
+divided by them. Three medians are taken, in turn with the ceiling's, and the best counts.
 GB/s are those of rows x cols tensors, each read or written once. The ceiling of forward reads x and
-writes y, of backward reads x and dy and writes dx; add's is two launches of forward's.
+writes y, of backward reads x and dy and writes dx; add's is two launches of forward's. The CPU's is
+the best of several copies: memcpy, wide vectors, streaming stores.
 
 Environment: RMSNORM_LOG=1, or a file's path, writes each distinct call's log line there (1: to
 stderr), for --replay. Exit code: 0; 1: an error beyond the header's bound; 2: a bad argument,

@@ -75,8 +75,8 @@ struct Plan {
   int64_t sets = 0;
 };
 
-Plan make_plan(const rmsnorm_context_t *context, const Call &call, double free_bytes,
-               int64_t cache_bytes) {
+Plan make_plan(const Options &options, const rmsnorm_context_t *context, const Call &call,
+               double free_bytes, int64_t cache_bytes) {
   std::string kernel;
   size_t workspace = 0;
   const Params params(call);
@@ -85,11 +85,12 @@ Plan make_plan(const rmsnorm_context_t *context, const Call &call, double free_b
   if (status != RMSNORM_SUCCESS)
     fail(kBadInput, "%s: %s: %s", call.origin.c_str(), call.describe().c_str(),
          library_error(status).c_str());
-  Plan plan = {call, Layout(call), kernel, workspace, wanted_sets(call, cache_bytes)};
+  Plan plan = {call, Layout(call), kernel, workspace,
+               options.sets != 0 ? options.sets : wanted_sets(call, cache_bytes)};
   const auto need = [&](int64_t sets) {
     return static_cast<double>(sets) * plan.layout.bytes + static_cast<double>(workspace);
   };
-  if (need(plan.sets) > free_bytes) plan.sets = least_sets(call, cache_bytes);
+  if (need(plan.sets) > free_bytes && options.sets == 0) plan.sets = least_sets(call, cache_bytes);
   if (need(plan.sets) > free_bytes)
     fail(kBadInput, "%s: %s needs %s in %lld buffer sets, but %s are free", call.origin.c_str(),
          call.describe().c_str(), readable_bytes(need(plan.sets)).c_str(),
@@ -170,7 +171,7 @@ int main(int argc, char **argv) {
   const double free_bytes = 0.95 * (device->free_bytes() - double(int64_t{256} << 20));
   std::vector<Plan> plans;
   for (const Call &call : calls)
-    plans.push_back(make_plan(context, call, free_bytes, info.cache_bytes));
+    plans.push_back(make_plan(options, context, call, free_bytes, info.cache_bytes));
   FILE *json = nullptr;
   if (!options.json.empty() && (json = std::fopen(options.json.c_str(), "w")) == nullptr)
     fail(kBadInput, "--json %s: %s", options.json.c_str(), std::strerror(errno));

@@ -29,7 +29,8 @@ enum LongOnly {
   kReplay,
   kDevice,
   kOrdinal,
-  kThreads
+  kThreads,
+  kSets
 };
 
 const option kFlags[] = {{"op", required_argument, nullptr, 'o'},
@@ -49,6 +50,7 @@ const option kFlags[] = {{"op", required_argument, nullptr, 'o'},
                          {"device", required_argument, nullptr, kDevice},
                          {"ordinal", required_argument, nullptr, kOrdinal},
                          {"threads", required_argument, nullptr, kThreads},
+                         {"sets", required_argument, nullptr, kSets},
                          {"check", required_argument, nullptr, 'c'},
                          {"iters", required_argument, nullptr, 'n'},
                          {"warmup", required_argument, nullptr, 'w'},
@@ -161,6 +163,7 @@ void read_flag(int flag, const std::string &value, Options *options) {
     case kThreads:
       options->threads = static_cast<int32_t>(read_integer(name, value, 0, 65536));
       break;
+    case kSets: options->sets = read_integer(name, value, 1, 4096); break;
     case 'c': options->check = read_integer(name, value, 0, 1) != 0; break;
     case 'n':
       options->iterations = static_cast<int>(read_integer(name, value, 0, kMostPasses));

@@ -34,6 +34,7 @@ struct Options {
   int32_t ordinal = -1;  // as device
   int32_t threads = 0;
   // How.
+  int64_t sets = 0;                  // of buffers; 0: as many as exceed the cache
   int iterations = -1, warmups = 2;  // -1: as measure.cpp decides
   bool check = true, host_time = false;
   int graph = -1;  // -1: on CUDA

@@ -61,6 +61,16 @@ int64_t last_level_cache() {
   return 0;
 }
 
+// Outputs of so many bytes are written past the cache: that takes a third less time where they
+// would only pass through it, even if they are read soon after; and up to a fifth more, reading
+// included, where input and output would have stayed. On a machine whose cache many others share,
+// what it says of its size is no measure of what is there.
+int64_t stream_bytes() {
+  constexpr int64_t kMost = int64_t{16} << 20;
+  const int64_t cache = last_level_cache();
+  return cache > 0 && cache < kMost ? cache : kMost;
+}
+
 rmsnorm_status_t device_info(int32_t ordinal, rmsnorm_device_info_t *info) {
   RMSNORM_TRY(check_ordinal(ordinal));
   info->processors = static_cast<int32_t>(sysconf(_SC_NPROCESSORS_ONLN));
@@ -77,6 +87,7 @@ rmsnorm_status_t create(const rmsnorm_context_options_t &options, void **state) 
   State *made = make_object<State>();
   if (made == nullptr) return fail(RMSNORM_ERROR_OUT_OF_MEMORY, "no memory for a context");
   *made = {&chosen_rows(), options.parallel_for, options.parallel_for_user};
+  if ((options.flags & RMSNORM_CONTEXT_KEEP_CACHED) == 0) made->stream_bytes = stream_bytes();
   if (options.cpu_threads > 1) {
     made->pool = Pool::create(options.cpu_threads);
     if (made->pool == nullptr) {

@@ -85,14 +85,14 @@ GradientSums sums_at(const BackwardProblem &problem, const Plan &plan, char *mem
 }
 
 void run_block(const RowTable &rows, const BackwardProblem &problem, const Plan &plan,
-               int64_t index, char *memory) {
+               bool past_cache, int64_t index, char *memory) {
   const Part part = part_of(plan.steps, plan.blocks, index);
   if (plan.outputs > 0) std::memset(memory, 0, static_cast<size_t>(plan.block_bytes));
   char *const second = plan.two_levels ? memory + plan.outputs * plan.output_bytes : memory;
   const GradientSums sums = sums_at(problem, plan, second);
   for (int64_t begin = part.begin; begin < part.end; begin += kFoldRows) {
     const int64_t end = std::min(part.end, begin + kFoldRows);
-    rows.backward(problem, begin * plan.rows_a_step, end * plan.rows_a_step, sums);
+    rows.backward(problem, past_cache, begin * plan.rows_a_step, end * plan.rows_a_step, sums);
     if (plan.two_levels) rows.fold(problem.x.dtype, plan.outputs * plan.sums, second, memory);
   }
 }
@@ -139,8 +139,10 @@ rmsnorm_status_t backward(const void *opaque, const BackwardProblem &problem,
   const Plan plan = make_plan(problem);
   char *const memory = plan.workspace == 0 ? nullptr : align_up(launch.workspace);
   const int64_t elements = saturated_product(plan.steps * plan.rows_a_step, problem.cols);
+  const bool past_cache = streams(state, elements, {&problem.dx, &problem.dresidual},
+                                  {&problem.dy, &problem.x, &problem.dresidual_out});
   RMSNORM_TRY(each_task(state, plan.blocks, elements, [&](int64_t index) {
-    run_block(*state.rows, problem, plan, index, memory + index * plan.block_bytes);
+    run_block(*state.rows, problem, plan, past_cache, index, memory + index * plan.block_bytes);
   }));
   return finish(state, problem, plan, memory);
 }

@@ -53,10 +53,11 @@ struct GradientSums {
 
 struct RowTable {
   const char *isa;
-  // y, residual_out and rstd of the rows [begin, end).
-  void (*forward)(const ForwardProblem &problem, int64_t begin, int64_t end);
+  // y, residual_out and rstd of the rows [begin, end), which are not empty. `streams`: y and
+  // residual_out past the cache, where that can be.
+  void (*forward)(const ForwardProblem &problem, bool streams, int64_t begin, int64_t end);
   // dx and dresidual of the rows [begin, end), in order; adds their terms to the sums.
-  void (*backward)(const BackwardProblem &problem, int64_t begin, int64_t end,
+  void (*backward)(const BackwardProblem &problem, bool streams, int64_t begin, int64_t end,
                    const GradientSums &sums);
   // Adds `count` sums to those at `total`, and zeroes them.
   void (*fold)(rmsnorm_dtype_t dtype, int64_t count, char *sums, char *total);

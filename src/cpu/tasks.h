@@ -16,8 +16,29 @@ struct State {
   const RowTable *rows;
   rmsnorm_parallel_for_t parallel_for;  // NULL: none
   void *parallel_for_user;
-  Pool *pool = nullptr;  // NULL: none
+  Pool *pool = nullptr;              // NULL: none
+  int64_t stream_bytes = INT64_MAX;  // of outputs: from here on they go past the cache
 };
+
+// Whether tasks may run at once at all.
+inline bool is_parallel(const State &state) {
+  return state.parallel_for != nullptr || state.pool != nullptr;
+}
+
+// Whether outputs of so many elements each are written past the cache. Not in place, where the
+// cache has just read what is overwritten.
+template <size_t kInputs>
+bool streams(const State &state, int64_t elements, const View *const (&outputs)[2],
+             const View *const (&inputs)[kInputs]) {
+  int64_t size = 0;
+  for (const View *output : outputs) {
+    if (!output->present()) continue;
+    size += element_size(output->dtype);
+    for (const View *input : inputs)
+      if (input->data == output->data) return false;
+  }
+  return size > 0 && elements >= state.stream_bytes / size;
+}
 
 // Part `index` of `parts` parts of [0, count), as equal as may be.
 struct Part {

@@ -167,8 +167,8 @@ TEST_P(OfContext, EveryRuleOfTheOptions) {
   expect_refused(bad, RMSNORM_ERROR_STRUCT_SIZE, "options.struct_size = ");
   bad = good, bad.device = 13;
   expect_refused(bad, RMSNORM_ERROR_NEWER_LIBRARY, "device = 13");
-  bad = good, bad.flags = 4;
-  expect_refused(bad, RMSNORM_ERROR_NEWER_LIBRARY, "0x4");
+  bad = good, bad.flags = 8;
+  expect_refused(bad, RMSNORM_ERROR_NEWER_LIBRARY, "0x8");
   bad = good, bad.cpu_threads = -1;
   expect_refused(bad, RMSNORM_ERROR_VALUE, "cpu_threads = -1");
   bad = good, bad.cpu_threads = 1025;
@@ -188,7 +188,7 @@ TEST_P(OfContext, EveryRuleOfTheOptions) {
 }
 
 TEST_P(OfContext, EveryFlagIsAccepted) {
-  for (const uint32_t flags : {0, 1, 2, 3}) {
+  for (const uint32_t flags : {0, 1, 2, 3, 4, 7}) {
     rmsnorm_context_options_t options = options_for(GetParam());
     options.flags = flags;
     options.cpu_threads = flags % 2 == 0 ? 0 : 1;

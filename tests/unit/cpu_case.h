@@ -10,6 +10,7 @@
 #include <cmath>
 #include <cstring>
 #include <map>
+#include <new>
 #include <numeric>
 #include <random>
 #include <string>
@@ -47,6 +48,21 @@ inline std::vector<const RowTable *> tables_here() {
 // How a tensor lies in memory, in elements.
 struct Layout {
   int64_t lead = 0, row_gap = 0, group_gap = 0;
+};
+
+// Begins at a multiple of a cache line, so that stores past the cache are possible.
+template <class T>
+struct LineAligned {
+  using value_type = T;
+  LineAligned() = default;
+  template <class U>
+  LineAligned(const LineAligned<U> &) {}
+  T *allocate(size_t count) {
+    return static_cast<T *>(::operator new (count * sizeof(T), std::align_val_t{64}));
+  }
+  void deallocate(T *memory, size_t) { ::operator delete (memory, std::align_val_t{64}); }
+  bool operator==(const LineAligned &) const { return true; }
+  bool operator!=(const LineAligned &) const { return false; }
 };
 
 // A tensor that owns its elements; what lies between them is checked for writes.
@@ -88,7 +104,7 @@ class Array {
     return all;
   }
   bool outside_intact() {
-    std::vector<char> copy = memory_;
+    std::vector<char, LineAligned<char>> copy = memory_;
     copy.swap(memory_);
     for (int64_t r = 0; r < rows_; ++r)
       for (int64_t g = 0; g < groups_; ++g)
@@ -104,10 +120,11 @@ class Array {
   static constexpr char kFill = 0x5a;
   rmsnorm_dtype_t dtype_ = kNone;
   int64_t rows_ = 0, groups_ = 0, cols_ = 0, row_stride_ = 0, group_stride_ = 0, lead_ = 0;
-  std::vector<char> memory_;
+  std::vector<char, LineAligned<char>> memory_;
 };
 
-enum class Values { kNormal, kAnyExponent, kTiny, kHuge, kZero, kSpecial };
+// kMixed: normal ones with small ones among them; kFaint: these by 2^-50.
+enum class Values { kNormal, kAnyExponent, kTiny, kHuge, kZero, kSpecial, kMixed, kFaint };
 
 // A tensor of a case: absent if its dtype is NONE.
 struct Spec {
@@ -132,6 +149,10 @@ inline double draw(std::mt19937_64 *engine, const Spec &spec) {
     case Values::kTiny: return power(bottom, bottom + 12);
     case Values::kHuge: return power(top - 3, top + 0.99);
     case Values::kZero: return sign * 0.0;
+    case Values::kMixed: return (*engine)() % 64 == 0 ? power(bottom, 0) : normal;
+    case Values::kFaint:
+      return (*engine)() % 64 == 0 ? power(bottom, std::max(bottom, -50))
+                                   : std::ldexp(normal, std::max(bottom, -50));
     case Values::kSpecial:
       return (*engine)() % 40 == 0 ? (normal < 0.5 ? sign * kInf : std::nan("")) : normal;
   }

@@ -169,6 +169,59 @@ TEST(Accuracy, ManyRows) {
   print_worst();
 }
 
+// ---- Halves in fp32 -----------------------------------------------------------------------------
+
+// Rows without a bias, around the limits of what half_rows.inl.h computes in fp32.
+TEST(Halves, WithinTheBoundAroundTheLimits) {
+  std::mt19937_64 engine(7);
+  const Values kinds[] = {Values::kNormal, Values::kMixed, Values::kFaint, Values::kAnyExponent,
+                          Values::kHuge};
+  for (const RowTable *table : tables_here())
+    for (const rmsnorm_dtype_t dtype : {kF16, kBf16})
+      for (const Values x : kinds)
+        for (const Values weight : kinds)
+          for (const int64_t cols : {1, 31, 33, 256, 300, 1061}) {
+            Case c = forward_case(dtype, 2, cols);
+            constexpr double kEps[] = {1e-6, 0, 1e30, 0x1p-100}, kOffsets[] = {0, 1, -1, 0.1, 3e38};
+            c.seed = engine(), c.eps = kEps[engine() % 4], c.offset = kOffsets[engine() % 5];
+            c.llama = engine() % 3 == 0;
+            c.tensors.erase("bias");
+            c.tensors["x"].values = c.tensors["residual"].values = x;
+            c.tensors["weight"].values = weight;
+            if (engine() % 2 == 0) c.tensors.erase("residual_out");
+            if (engine() % 2 == 0) c.tensors.erase("residual"), c.tensors.erase("residual_out");
+            if (engine() % 2 == 0) c.tensors.erase("rstd");
+            check_forward(c, {table, nullptr, nullptr});
+            if (HasFatalFailure()) return;
+          }
+  print_worst();
+}
+
+// Rows of one number again and again: every addition to a sum of squares is rounded the same way.
+TEST(Halves, WithinTheBoundWhereRoundingAddsUp) {
+  constexpr int64_t kRows = 1024, kRowCols = 264;
+  for (const RowTable *table : tables_here())
+    for (const rmsnorm_dtype_t dtype : {kF16, kBf16}) {
+      Case c = forward_case(dtype, kRows, kRowCols);
+      c.eps = 0, c.offset = 1;
+      for (const char *name : {"bias", "residual", "residual_out", "rstd"}) c.tensors.erase(name);
+      Arrays arrays = make_arrays(c, {});
+      for (int64_t r = 0; r < kRows; ++r)
+        for (int64_t col = 0; col < kRowCols; ++col)
+          reference::store(1 + static_cast<double>(r) / kRows, arrays["x"].at(r, 0, col), dtype);
+      run(c, {table, nullptr, nullptr}, &arrays);
+      const ForwardProblem problem = forward_problem(c, &arrays);
+      for (int64_t r = 0; r < kRows; ++r) {
+        const reference::ForwardRow row = reference::forward_row(problem, r, 0);
+        for (int64_t col = 0; col < kRowCols; ++col)
+          expect_within(arrays["y"].get(r, 0, col), row.y[static_cast<size_t>(col)], 0, dtype, "y",
+                        c);
+        if (HasFatalFailure()) return;
+      }
+    }
+  print_worst();
+}
+
 // ---- The interface ------------------------------------------------------------------------------
 
 TEST(Dispatch, CapsAndIgnoresUnknownNames) {

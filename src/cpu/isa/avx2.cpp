@@ -88,6 +88,44 @@ inline void store_bf16(const Block &block, char *data) {
   _mm256_storeu_si256(reinterpret_cast<__m256i *>(data), _mm256_permute4x64_epi64(packed, 0xd8));
 }
 
+// ---- fp32 ---------------------------------------------------------------------------------------
+
+using HalfBits = Two<UVec>;
+using Floats = Two<Two<FVec>>;
+
+inline void load_halves(const char *data, FVec *to) {
+  to->native = _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i *>(data)));
+}
+
+inline __m128i to_halves(const FVec &value) {
+  return _mm256_cvtps_ph(value.native, _MM_FROUND_TO_NEAREST_INT);
+}
+
+inline void narrow_halves(const Two<FVec> &value, UVec *to) {
+  to->native =
+      reinterpret_cast<NativeBits>(_mm256_set_m128i(to_halves(value.high), to_halves(value.low)));
+}
+
+inline FVec round_halves(const FVec &value) { return {_mm256_cvtph_ps(to_halves(value))}; }
+
+// ---- Past the cache -----------------------------------------------------------------------------
+
+inline void stream(NativeBits bits, char *data) {
+  _mm256_stream_si256(reinterpret_cast<__m256i *>(data), reinterpret_cast<__m256i>(bits));
+}
+
+inline void stream_f32(const Block &block, char *data) {
+  stream(reinterpret_cast<NativeBits>(narrow(block.low)), data);
+  stream(reinterpret_cast<NativeBits>(narrow(block.high)), data + 32);
+}
+
+inline void stream_16_bytes(const char *from, char *to) {
+  _mm_stream_si128(reinterpret_cast<__m128i *>(to),
+                   _mm_loadu_si128(reinterpret_cast<const __m128i *>(from)));
+}
+
+inline void stream_fence() { _mm_sfence(); }
+
 #include "cpu/rows/rows.inl.h"
 
 }  // namespace

@@ -57,23 +57,62 @@ inline Block load_bf16(const char *data) {
 }
 
 // Nearest even by integer arithmetic.
-inline __m128i narrow_to_bfloat(const Vec &vec) {
-  const __m256 value = narrow(vec);
-  const __m256i bits = _mm256_castps_si256(value), high = _mm256_srli_epi32(bits, 16);
-  const __m256i odd = _mm256_and_si256(high, _mm256_set1_epi32(1));
-  const __m256i rounded =
-      _mm256_srli_epi32(_mm256_add_epi32(_mm256_add_epi32(bits, _mm256_set1_epi32(0x7fff)), odd),
-                        16);
-  const __m256i quiet_nan = _mm256_or_si256(high, _mm256_set1_epi32(0x40));
-  const __mmask8 is_nan = _mm256_cmp_ps_mask(value, value, _CMP_UNORD_Q);
-  return _mm256_cvtepi32_epi16(_mm256_mask_blend_epi32(is_nan, rounded, quiet_nan));
+inline void store_bf16(const Block &block, char *data) {
+  const __m512 value = _mm512_maskz_insertf32x8(0xffff, _mm512_castps256_ps512(narrow(block.low)),
+                                                narrow(block.high), 1);
+  const __m512i bits = _mm512_castps_si512(value);
+  const __m512i high = _mm512_maskz_srli_epi32(0xffff, bits, 16);
+  const __m512i odd = _mm512_and_si512(high, _mm512_set1_epi32(1));
+  const __m512i raised = _mm512_add_epi32(_mm512_add_epi32(bits, _mm512_set1_epi32(0x7fff)), odd);
+  const __mmask16 is_nan = _mm512_cmp_ps_mask(value, value, _CMP_UNORD_Q);
+  const __m512i quiet = _mm512_or_si512(bits, _mm512_set1_epi32(0x400000));
+  const __m512i rounded = _mm512_mask_blend_epi32(is_nan, raised, quiet);
+  _mm256_storeu_si256(reinterpret_cast<__m256i *>(data),
+                      _mm512_maskz_cvtepi32_epi16(0xffff,
+                                                  _mm512_maskz_srli_epi32(0xffff, rounded, 16)));
 }
 
-inline void store_bf16(const Block &block, char *data) {
-  __m128i *to = reinterpret_cast<__m128i *>(data);
-  _mm_storeu_si128(to, narrow_to_bfloat(block.low));
-  _mm_storeu_si128(to + 1, narrow_to_bfloat(block.high));
+// ---- fp32 ---------------------------------------------------------------------------------------
+
+using HalfBits = UVec;
+using Floats = Two<FVec>;
+
+inline void load_halves(const char *data, FVec *to) {
+  to->native =
+      _mm512_maskz_cvtph_ps(0xffff, _mm256_loadu_si256(reinterpret_cast<const __m256i *>(data)));
 }
+
+inline __m256i to_halves(const FVec &value) {
+  return _mm512_maskz_cvtps_ph(0xffff, value.native, _MM_FROUND_TO_NEAREST_INT);
+}
+
+inline void narrow_halves(const Two<FVec> &value, UVec *to) {
+  to->native = reinterpret_cast<NativeBits>(
+      _mm512_inserti64x4(_mm512_castsi256_si512(to_halves(value.low)), to_halves(value.high), 1));
+}
+
+inline FVec round_halves(const FVec &value) {
+  return {_mm512_maskz_cvtph_ps(0xffff, to_halves(value))};
+}
+
+// ---- Past the cache -----------------------------------------------------------------------------
+
+inline void stream(NativeBits bits, char *data) {
+  _mm512_stream_si512(reinterpret_cast<__m512i *>(data), reinterpret_cast<__m512i>(bits));
+}
+
+inline void stream_f32(const Block &block, char *data) {
+  float *to = reinterpret_cast<float *>(data);
+  _mm256_stream_ps(to, narrow(block.low));
+  _mm256_stream_ps(to + 8, narrow(block.high));
+}
+
+inline void stream_16_bytes(const char *from, char *to) {
+  _mm_stream_si128(reinterpret_cast<__m128i *>(to),
+                   _mm_loadu_si128(reinterpret_cast<const __m128i *>(from)));
+}
+
+inline void stream_fence() { _mm_sfence(); }
 
 #include "cpu/rows/rows.inl.h"
 

@@ -1,8 +1,13 @@
-// Any processor: two doubles a vector, which is SSE2 on x86-64; conversions by integer arithmetic.
+// Any processor: two doubles a vector, which is SSE2 on x86-64; conversions of halves by integer
+// arithmetic.
 #include <cstddef>
 #include <cstdint>
 
 #include "cpu/rows.h"
+
+#if defined(__x86_64__)
+#include <emmintrin.h>
+#endif
 
 namespace rmsnorm::cpu {
 namespace generic {
@@ -14,8 +19,33 @@ typedef double Native __attribute__((vector_size(16)));
 
 using Quarter = Two<Vec>;
 using Block = Two<Two<Quarter>>;
+using HalfBits = Two<Two<UVec>>;
+using Floats = Two<Two<Two<FVec>>>;
 
 #include "cpu/rows/convert.inl.h"
+
+// Past the cache, where the base instruction set has such stores.
+#if defined(__x86_64__)
+inline void stream(NativeBits bits, char *data) {
+  _mm_stream_si128(reinterpret_cast<__m128i *>(data), reinterpret_cast<__m128i>(bits));
+}
+inline void stream_16_bytes(const char *from, char *to) {
+  _mm_stream_si128(reinterpret_cast<__m128i *>(to),
+                   _mm_loadu_si128(reinterpret_cast<const __m128i *>(from)));
+}
+inline void stream_fence() { _mm_sfence(); }
+#else
+inline void stream(NativeBits bits, char *data) { __builtin_memcpy(data, &bits, sizeof bits); }
+inline void stream_16_bytes(const char *from, char *to) { __builtin_memcpy(to, from, 16); }
+inline void stream_fence() {}
+#endif
+inline void stream_f32(const Block &block, char *data) {
+  stream(reinterpret_cast<NativeBits>(narrow(block.low.low)), data);
+  stream(reinterpret_cast<NativeBits>(narrow(block.low.high)), data + 16);
+  stream(reinterpret_cast<NativeBits>(narrow(block.high.low)), data + 32);
+  stream(reinterpret_cast<NativeBits>(narrow(block.high.high)), data + 48);
+}
+
 #include "cpu/rows/rows.inl.h"
 
 }  // namespace

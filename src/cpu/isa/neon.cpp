@@ -87,6 +87,36 @@ inline void store_bf16(const Block &block, char *data) {
   });
 }
 
+// ---- fp32 ---------------------------------------------------------------------------------------
+
+using HalfBits = Two<Two<UVec>>;
+using Floats = Two<Two<Two<FVec>>>;
+
+inline void load_halves(const char *data, FVec *to) {
+  const uint16_t *from = reinterpret_cast<const uint16_t *>(data);
+  to->native = reinterpret_cast<NativeFloat>(vcvt_f32_f16(vreinterpret_f16_u16(vld1_u16(from))));
+}
+
+inline float16x4_t to_halves(const FVec &value) {
+  return vcvt_f16_f32(reinterpret_cast<float32x4_t>(value.native));
+}
+
+inline void narrow_halves(const Two<FVec> &value, UVec *to) {
+  to->native =
+      reinterpret_cast<NativeBits>(vcombine_u16(vreinterpret_u16_f16(to_halves(value.low)),
+                                                vreinterpret_u16_f16(to_halves(value.high))));
+}
+
+inline FVec round_halves(const FVec &value) {
+  return {reinterpret_cast<NativeFloat>(vcvt_f32_f16(to_halves(value)))};
+}
+
+// No stores past the cache here.
+inline void stream(NativeBits bits, char *data) { __builtin_memcpy(data, &bits, sizeof bits); }
+inline void stream_f32(const Block &block, char *data) { store_f32(block, data); }
+inline void stream_16_bytes(const char *from, char *to) { __builtin_memcpy(to, from, 16); }
+inline void stream_fence() {}
+
 #include "cpu/rows/rows.inl.h"
 
 }  // namespace

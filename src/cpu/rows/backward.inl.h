@@ -1,19 +1,22 @@
 // Backward for fp32, fp16 and bf16, in fp64 throughout: the largest number on the way is near
-// 2^900, and what is lost below 2^-1022 is far below the smallest result. Two passes over a row
-// while it is in cache: sum w * dy * x (and x^2, if rstd has to be computed); then write dx and add
-// the row's terms to the gradient sums. Within a block everything is read before dx is written: dx
-// may be dy, x or dresidual_out. Included inside the isa file's namespace.
+// 2^900, and what is lost below 2^-1022 is far below the smallest result. Two passes over a
+// row, or over two at once, while they are in cache: sum w * dy * x (and x^2, if rstd has to be
+// computed); then write dx and add the row's terms to the gradient sums. Within a block everything
+// is read before dx is written: dx may be dy, x or dresidual_out. Included inside the isa file's
+// namespace.
 
 struct BackwardRow {
   Elements dy, x, weight, dresidual_out, dx, dresidual;
 };
 
-inline BackwardRow backward_elements(const BackwardProblem &problem, int64_t row, int64_t group) {
-  const int64_t groups = problem.groups;
-  return {elements(problem.dy, row, group, groups),
-          elements(problem.x, row, group, groups),
+// `pairs`: of rows, of which one is read while one is written.
+inline BackwardRow backward_elements(const BackwardProblem &problem, int64_t row, int64_t group,
+                                     bool pairs) {
+  const int64_t groups = problem.groups, ahead = pairs ? 2 : 1;
+  return {elements(problem.dy, row, group, groups, ahead),
+          elements(problem.x, row, group, groups, ahead),
           elements(problem.weight, 0, group),
-          elements(problem.dresidual_out, row, group, groups),
+          elements(problem.dresidual_out, row, group, groups, ahead),
           elements(problem.dx, row, group),
           elements(problem.dresidual, row, group)};
 }
@@ -28,57 +31,126 @@ inline bool given_rstd(const Elements &element, double *rstd) {
   return !(magnitude < 0x1p-126 || magnitude > 0x1.fffffep127);  // a NaN is taken as it is
 }
 
-template <rmsnorm_dtype_t kDtype>
-void backward_row(const BackwardProblem &problem, const GradientSums &sums, int64_t index_row,
-                  int64_t group) {
-  const BackwardRow row = backward_elements(problem, index_row, group);
+// What a row needs to be written, once its sums are known.
+struct BackwardScales {
+  Block scale, mean;
+};
+
+inline BackwardScales backward_scales(const BackwardProblem &problem, bool given, double rstd,
+                                      const Block &squares, const Block &products) {
+  if (!given) rstd = rstd_of(squares, problem.cols, problem.eps);
+  return {broadcast(rstd),
+          broadcast(sum_lanes(products) * rstd / static_cast<double>(problem.cols))};
+}
+
+// One row, or with kPair two that have their weight in common: then weight and gradient sums pass
+// through the registers once for both. The terms are added row by row either way.
+template <rmsnorm_dtype_t kDtype, bool kPair, bool kStreams>
+void backward_rows(const BackwardProblem &problem, const GradientSums &sums, int64_t group,
+                   const BackwardRow first, const Elements first_rstd, const BackwardRow second,
+                   const Elements second_rstd) {
   double *const dweight = sums_of<double>(sums.dweight, problem, group);
   double *const dbias = sums_of<double>(sums.dbias, problem, group);
-  double rstd = 0;
-  const bool given = given_rstd(elements(problem.rstd, index_row, group), &rstd);
+  double rstd = 0, other_rstd = 0;
+  const bool given = given_rstd(first_rstd, &rstd);
+  const bool other_given = !kPair || given_rstd(second_rstd, &other_rstd);
+  const bool adds_squares = !given || !other_given;
+  const bool writes_dx = first.dx.present() || first.dresidual.present();
   const Block offset = broadcast(problem.weight_offset), no_weight = broadcast(1);
-  const auto weighted_dy = [&](const Block &dy, int64_t col, int64_t count)
-      __attribute__((always_inline)) {
-    const Block weight = row.weight.present() ? load<kDtype>(row.weight, col, count) : no_weight;
-    return (weight + offset) * dy;
+  const auto load_weight = [&](int64_t col, int64_t count) __attribute__((always_inline)) {
+    return (first.weight.present() ? load<kDtype>(first.weight, col, count) : no_weight) + offset;
   };
-  const bool writes_dx = row.dx.present() || row.dresidual.present();
 
-  Block squares = broadcast(0), products = broadcast(0);  // x^2 and w * dy * x
-  if (!given || writes_dx) {
+  struct Sums {
+    Block squares = broadcast(0), products = broadcast(0);  // x^2 and w * dy * x
+  };
+  Sums total, other_total;
+  if (adds_squares || writes_dx) {
     each_run(
         problem.cols, [&](int64_t begin, int64_t end) __attribute__((always_inline)) {
-          Block square_sum = broadcast(0), product_sum = broadcast(0);
+          Sums run, other_run;
           each_block(
               begin, end, [&](int64_t col, int64_t count) __attribute__((always_inline)) {
-                const Block x = load<kDtype>(row.x, col, count);
-                if (!given) square_sum = square_sum + x * x;
-                if (writes_dx)
-                  product_sum =
-                      product_sum + weighted_dy(load<kDtype>(row.dy, col, count), col, count) * x;
+                const Block weight = load_weight(col, count);
+                const auto read = [&](const BackwardRow &row, Sums *to)
+                    __attribute__((always_inline)) {
+                  const Block x = load<kDtype>(row.x, col, count);
+                  if (adds_squares) to->squares = to->squares + x * x;
+                  if (writes_dx)
+                    to->products = to->products + weight * load<kDtype>(row.dy, col, count) * x;
+                };
+                read(first, &run);
+                if constexpr (kPair) read(second, &other_run);
               });
-          squares = squares + square_sum;
-          products = products + product_sum;
+          total.squares = total.squares + run.squares;
+          total.products = total.products + run.products;
+          other_total.squares = other_total.squares + other_run.squares;
+          other_total.products = other_total.products + other_run.products;
         });
   }
-  if (!given) rstd = rstd_of(squares, problem.cols, problem.eps);
-  const Block scale = broadcast(rstd);
-  const Block mean = broadcast(sum_lanes(products) * rstd / static_cast<double>(problem.cols));
+  const BackwardScales scales =
+      backward_scales(problem, given, rstd, total.squares, total.products);
+  BackwardScales other_scales = scales;
+  if (kPair)
+    other_scales = backward_scales(problem, other_given, other_rstd, other_total.squares,
+                                   other_total.products);
 
   each_block(
       0, problem.cols, [&](int64_t col, int64_t count) __attribute__((always_inline)) {
-        prefetch_next<kDtype>(row.dy, col);
-        prefetch_next<kDtype>(row.x, col);
-        if (row.dresidual_out.present()) prefetch_next<kDtype>(row.dresidual_out, col);
-        const Block dy = load<kDtype>(row.dy, col, count);
-        const Block xhat = load<kDtype>(row.x, col, count) * scale;
-        if (dweight != nullptr)
-          store_doubles(load_doubles(dweight + col) + dy * xhat, dweight + col);
-        if (dbias != nullptr) store_doubles(load_doubles(dbias + col) + dy, dbias + col);
-        if (!writes_dx) return;
-        Block dx = scale * (weighted_dy(dy, col, count) - xhat * mean);
-        if (row.dresidual_out.present()) dx = dx + load<kDtype>(row.dresidual_out, col, count);
-        if (row.dx.present()) store<kDtype>(dx, row.dx, col, count);
-        if (row.dresidual.present()) store<kDtype>(dx, row.dresidual, col, count);
+        Block dweight_sum, dbias_sum;
+        if (dweight != nullptr) dweight_sum = load_doubles(dweight + col);
+        if (dbias != nullptr) dbias_sum = load_doubles(dbias + col);
+        const Block weight = load_weight(col, count);
+        const auto write = [&](const BackwardRow &row, const BackwardScales &by)
+            __attribute__((always_inline)) {
+          prefetch_next<kDtype>(row.dy, col);
+          prefetch_next<kDtype>(row.x, col);
+          if (row.dresidual_out.present()) prefetch_next<kDtype>(row.dresidual_out, col);
+          const Block dy = load<kDtype>(row.dy, col, count);
+          const Block xhat = load<kDtype>(row.x, col, count) * by.scale;
+          if (dweight != nullptr) dweight_sum = dweight_sum + dy * xhat;
+          if (dbias != nullptr) dbias_sum = dbias_sum + dy;
+          if (!writes_dx) return;
+          Block dx = by.scale * (weight * dy - xhat * by.mean);
+          if (row.dresidual_out.present()) dx = dx + load<kDtype>(row.dresidual_out, col, count);
+          if (row.dx.present()) store<kDtype, kStreams>(dx, row.dx, col, count);
+          if (row.dresidual.present()) store<kDtype, kStreams>(dx, row.dresidual, col, count);
+        };
+        write(first, scales);
+        if constexpr (kPair) write(second, other_scales);
+        if (dweight != nullptr) store_doubles(dweight_sum, dweight + col);
+        if (dbias != nullptr) store_doubles(dbias_sum, dbias + col);
       });
+}
+
+// Rows [begin, end), in pairs where no vector is per group.
+template <rmsnorm_dtype_t kDtype, bool kStreams>
+void backward_rows(const BackwardProblem &problem, const GradientSums &sums, int64_t begin,
+                   int64_t end) {
+  const int64_t groups = problem.groups;
+  const bool pairs = groups == 1 || (!problem.per_group && problem.weight.group_stride == 0);
+  for (int64_t index = begin; index < end; ++index) {
+    const int64_t row = index / groups, group = index % groups;
+    const BackwardRow first = backward_elements(problem, row, group, pairs);
+    const Elements rstd = elements(problem.rstd, row, group);
+    if (!pairs || index + 1 == end) {
+      backward_rows<kDtype, false, kStreams>(problem, sums, group, first, rstd, first, rstd);
+      continue;
+    }
+    const int64_t next = ++index / groups, next_group = index % groups;
+    backward_rows<kDtype, true, kStreams>(problem, sums, group, first, rstd,
+                                          backward_elements(problem, next, next_group, pairs),
+                                          elements(problem.rstd, next, next_group));
+  }
+  if (kStreams) stream_fence();
+}
+
+template <rmsnorm_dtype_t kDtype>
+void backward_rows_of(const BackwardProblem &problem, const GradientSums &sums, bool streams,
+                      int64_t begin, int64_t end) {
+  const auto fits = [](const View &view) { return !view.present() || streams_to(view); };
+  if constexpr (kDtype != kAny)
+    if (streams && fits(problem.dx) && fits(problem.dresidual))
+      return backward_rows<kDtype, true>(problem, sums, begin, end);
+  backward_rows<kDtype, false>(problem, sums, begin, end);
 }

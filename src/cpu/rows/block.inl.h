@@ -11,6 +11,23 @@ struct Vec {
   Native native;
 };
 
+// As many bytes of fp32 numbers, and of their bits.
+typedef float NativeFloat __attribute__((vector_size(sizeof(Native))));
+typedef uint32_t NativeBits __attribute__((vector_size(sizeof(Native))));
+typedef uint16_t NativeShorts __attribute__((vector_size(sizeof(Native))));
+
+// In memory, at any address. Not by memcpy: gcc makes that several narrower copies, by way of the
+// stack.
+typedef Native UnalignedNative __attribute__((aligned(8), may_alias));
+typedef NativeBits UnalignedBits __attribute__((aligned(1), may_alias));
+
+struct FVec {
+  NativeFloat native;
+};
+struct UVec {
+  NativeBits native;
+};
+
 template <class Half>
 struct Two {
   Half low, high;
@@ -49,7 +66,7 @@ template <class Half>
 }
 
 [[gnu::always_inline]] inline void load_doubles(const double *from, Vec *to) {
-  __builtin_memcpy(to, from, sizeof *to);
+  to->native = *reinterpret_cast<const UnalignedNative *>(from);
 }
 template <class Half>
 [[gnu::always_inline]] inline void load_doubles(const double *from, Two<Half> *to) {
@@ -57,8 +74,23 @@ template <class Half>
   load_doubles(from + sizeof(Half) / sizeof *from, &to->high);
 }
 
+// The sums of floats, rounded to fp32, as doubles.
+typedef float NarrowFloat __attribute__((vector_size(sizeof(Native) / 2)));
+typedef NarrowFloat UnalignedNarrow __attribute__((aligned(4), may_alias));
+[[gnu::always_inline]] inline void add_floats(const float *a, const float *b, Vec *to) {
+  const NarrowFloat sum =
+      *reinterpret_cast<const UnalignedNarrow *>(a) + *reinterpret_cast<const UnalignedNarrow *>(b);
+  to->native = __builtin_convertvector(sum, Native);
+}
+template <class Half>
+[[gnu::always_inline]] inline void add_floats(const float *a, const float *b, Two<Half> *to) {
+  constexpr size_t kFloats = sizeof(Half) / sizeof(double);
+  add_floats(a, b, &to->low);
+  add_floats(a + kFloats, b + kFloats, &to->high);
+}
+
 [[gnu::always_inline]] inline void store_doubles(const Vec &vec, double *to) {
-  __builtin_memcpy(to, &vec, sizeof vec);
+  *reinterpret_cast<UnalignedNative *>(to) = vec.native;
 }
 template <class Half>
 [[gnu::always_inline]] inline void store_doubles(const Two<Half> &whole, double *to) {

@@ -27,16 +27,17 @@ struct Elements {
   char *data;
   rmsnorm_dtype_t dtype;  // NONE: the tensor is absent
   int shift;              // an element has 1 << shift bytes
-  int64_t next;           // bytes from here to the row that comes next
+  int64_t next;           // bytes from here to the row that is prefetched while this is written
 
   bool present() const { return dtype != RMSNORM_DTYPE_NONE; }
 };
 
-inline Elements elements(const View &view, int64_t row, int64_t group, int64_t groups = 1) {
+inline Elements elements(const View &view, int64_t row, int64_t group, int64_t groups = 1,
+                         int64_t ahead = 1) {
   const int shift = view.dtype == RMSNORM_DTYPE_F64 ? 3 : view.dtype == RMSNORM_DTYPE_F32 ? 2 : 1;
   const int64_t size = int64_t{1} << shift;
   return {view.data + (row * view.row_stride + group * view.group_stride) * size, view.dtype, shift,
-          (groups == 1 ? view.row_stride : view.group_stride) * size};
+          (groups == 1 ? view.row_stride : view.group_stride) * ahead * size};
 }
 
 // Loads and stores have their dtype as a template argument, or kAny: the one that the row has at
@@ -68,12 +69,38 @@ template <rmsnorm_dtype_t kDtype>
   return row.data + col * (kDtype == RMSNORM_DTYPE_F64 ? 8 : kDtype == RMSNORM_DTYPE_F32 ? 4 : 2);
 }
 
+template <rmsnorm_dtype_t kDtype>
+[[gnu::always_inline]] inline void stream_block(const Block &block, char *data) {
+  if (kDtype == RMSNORM_DTYPE_F32) return stream_f32(block, data);
+  alignas(64) char buffer[kLanes * sizeof(uint16_t)];
+  store_block<kDtype>(block, buffer, kDtype);
+  stream_16_bytes(buffer, data);
+  stream_16_bytes(buffer + 16, data + 16);
+}
+
 // Asks the cache for column `col` of the row that comes next: it is read while this one is written.
 // The row may not be there: a prefetch of any address does no harm.
 template <rmsnorm_dtype_t kDtype>
 [[gnu::always_inline]] inline void prefetch_next(const Elements &row, int64_t col) {
   __builtin_prefetch(reinterpret_cast<const char *>(
       reinterpret_cast<uintptr_t>(address<kDtype>(row, col)) + static_cast<uintptr_t>(row.next)));
+}
+
+// The same of what is read next, far enough ahead for the memory.
+constexpr int64_t kPrefetchBytes = 2048;
+template <rmsnorm_dtype_t kDtype>
+[[gnu::always_inline]] inline void prefetch_ahead(const Elements &row, int64_t col) {
+  __builtin_prefetch(reinterpret_cast<const char *>(
+      reinterpret_cast<uintptr_t>(address<kDtype>(row, col)) + kPrefetchBytes));
+}
+
+// Whether every row can be written by streaming stores.
+inline bool streams_to(const View &view) {
+  const int64_t size = view.dtype == RMSNORM_DTYPE_F32 ? 4 : 2;
+  const uint64_t places = reinterpret_cast<uintptr_t>(view.data) |
+                          static_cast<uint64_t>(view.row_stride * size) |
+                          static_cast<uint64_t>(view.group_stride * size);
+  return places % 64 == 0;
 }
 
 [[gnu::noinline]] inline Block load_end(Elements row, int64_t col, int64_t count) {
@@ -96,9 +123,11 @@ template <rmsnorm_dtype_t kDtype>
   return load_end(row, col, count);
 }
 
-template <rmsnorm_dtype_t kDtype>
+// kStreams: past the cache; the row begins at a multiple of 64.
+template <rmsnorm_dtype_t kDtype, bool kStreams = false>
 [[gnu::always_inline]] inline void store(const Block &block, Elements row, int64_t col,
                                          int64_t count) {
+  if (kStreams && count == kLanes) return stream_block<kDtype>(block, address<kDtype>(row, col));
   if (count == kLanes) return store_block<kDtype>(block, address<kDtype>(row, col), row.dtype);
   store_end(block, row, col, count);
 }
@@ -113,10 +142,10 @@ template <rmsnorm_dtype_t kDtype>
 }
 
 // body(col, count) for the blocks of columns [begin, end).
-template <class Body>
+template <int64_t kStep = kLanes, class Body>
 [[gnu::always_inline]] inline void each_block(int64_t begin, int64_t end, const Body &body) {
   int64_t col = begin;
-  for (; end - col >= kLanes; col += kLanes) body(col, kLanes);
+  for (; end - col >= kStep; col += kStep) body(col, kStep);
   if (col < end) body(col, end - col);
 }
 

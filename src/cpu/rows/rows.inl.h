@@ -6,6 +6,9 @@
 #include "cpu/rows/wide.inl.h"
 
 #include "cpu/rows/backward.inl.h"
+#include "cpu/rows/exact_rows.inl.h"
+#include "cpu/rows/floats.inl.h"
+#include "cpu/rows/half_rows.inl.h"
 #include "cpu/rows/forward.inl.h"
 #include "cpu/rows/wide_rows.inl.h"
 
@@ -20,33 +23,33 @@ template <class Body>
   }
 }
 
-void forward(const ForwardProblem &problem, int64_t begin, int64_t end) {
-  const auto rows = [&](void (*one)(const ForwardProblem &, int64_t, int64_t)) {
-    each_row(begin, end, problem.groups,
-             [&](int64_t row, int64_t group) { one(problem, row, group); });
-  };
+void forward(const ForwardProblem &problem, bool streams, int64_t begin, int64_t end) {
   switch (common_dtype(problem)) {
-    case RMSNORM_DTYPE_F64: return rows(forward_row_f64);
-    case RMSNORM_DTYPE_F32: return rows(forward_row<RMSNORM_DTYPE_F32>);
-    case RMSNORM_DTYPE_F16: return rows(forward_row<RMSNORM_DTYPE_F16>);
-    case RMSNORM_DTYPE_BF16: return rows(forward_row<RMSNORM_DTYPE_BF16>);
-    default: return rows(forward_row<kAny>);
+    case RMSNORM_DTYPE_F64:
+      return each_row(begin, end, problem.groups,
+                      [&](int64_t row, int64_t group) { forward_row_f64(problem, row, group); });
+    case RMSNORM_DTYPE_F32: return forward_rows_of<RMSNORM_DTYPE_F32>(problem, streams, begin, end);
+    case RMSNORM_DTYPE_F16: return forward_rows_of<RMSNORM_DTYPE_F16>(problem, streams, begin, end);
+    case RMSNORM_DTYPE_BF16:
+      return forward_rows_of<RMSNORM_DTYPE_BF16>(problem, streams, begin, end);
+    default: return forward_rows_of<kAny>(problem, streams, begin, end);
   }
 }
 
-void backward(const BackwardProblem &problem, int64_t begin, int64_t end,
+void backward(const BackwardProblem &problem, bool streams, int64_t begin, int64_t end,
               const GradientSums &sums) {
-  const auto rows =
-      [&](void (*one)(const BackwardProblem &, const GradientSums &, int64_t, int64_t)) {
-        each_row(begin, end, problem.groups,
-                 [&](int64_t row, int64_t group) { one(problem, sums, row, group); });
-      };
   switch (common_dtype(problem)) {
-    case RMSNORM_DTYPE_F64: return rows(backward_row_f64);
-    case RMSNORM_DTYPE_F32: return rows(backward_row<RMSNORM_DTYPE_F32>);
-    case RMSNORM_DTYPE_F16: return rows(backward_row<RMSNORM_DTYPE_F16>);
-    case RMSNORM_DTYPE_BF16: return rows(backward_row<RMSNORM_DTYPE_BF16>);
-    default: return rows(backward_row<kAny>);
+    case RMSNORM_DTYPE_F64:
+      return each_row(begin, end, problem.groups, [&](int64_t row, int64_t group) {
+        backward_row_f64(problem, sums, row, group);
+      });
+    case RMSNORM_DTYPE_F32:
+      return backward_rows_of<RMSNORM_DTYPE_F32>(problem, sums, streams, begin, end);
+    case RMSNORM_DTYPE_F16:
+      return backward_rows_of<RMSNORM_DTYPE_F16>(problem, sums, streams, begin, end);
+    case RMSNORM_DTYPE_BF16:
+      return backward_rows_of<RMSNORM_DTYPE_BF16>(problem, sums, streams, begin, end);
+    default: return backward_rows_of<kAny>(problem, sums, streams, begin, end);
   }
 }
 

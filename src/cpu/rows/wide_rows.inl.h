@@ -84,7 +84,7 @@ inline bool given_rstd_f64(const Elements &element, double *rstd) {
 
 void backward_row_f64(const BackwardProblem &problem, const GradientSums &sums, int64_t index_row,
                       int64_t group) {
-  const BackwardRow row = backward_elements(problem, index_row, group);
+  const BackwardRow row = backward_elements(problem, index_row, group, false);
   Wide *const dweight = sums_of<Wide>(sums.dweight, problem, group);
   Wide *const dbias = sums_of<Wide>(sums.dbias, problem, group);
   double given_value = 0;

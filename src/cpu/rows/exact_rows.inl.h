@@ -1,0 +1,120 @@
+// Forward in fp64 for fp32, fp16, bf16 and any mix of them: no square, sum or product of such
+// numbers leaves the normal range there (they lie between 2^-840 and 2^200, whatever eps and
+// weight_offset). Included inside the isa file's namespace.
+
+struct ForwardRow {
+  Elements x, residual, weight, bias, y, residual_out;
+};
+
+inline ForwardRow forward_elements(const ForwardProblem &problem, int64_t row, int64_t group) {
+  return {elements(problem.x, row, group),    elements(problem.residual, row, group),
+          elements(problem.weight, 0, group), elements(problem.bias, 0, group),
+          elements(problem.y, row, group),    elements(problem.residual_out, row, group)};
+}
+
+// x + residual as floats rounded to odd (the exact sum cut, its last bit set if anything was cut):
+// rounding these to 16 bits is rounding the exact sum once.
+[[gnu::noinline]] inline Block add_to_odd(const Block &x, const Block &residual) {
+  double a[kLanes], b[kLanes];
+  store_doubles(x, a);
+  store_doubles(residual, b);
+  for (int i = 0; i < kLanes; ++i) {
+    const double sum = a[i] + b[i];
+    const double b_part = sum - a[i];
+    const double lost = (a[i] - (sum - b_part)) + (b[i] - b_part);  // a + b = sum + lost
+    float rounded = static_cast<float>(sum);
+    const double above = (static_cast<double>(rounded) - sum) - lost;
+    uint32_t bits;
+    __builtin_memcpy(&bits, &rounded, sizeof bits);
+    if ((bits & 1) == 0 && (above > 0 || above < 0)) {
+      bits += (above < 0) == (rounded > 0) ? 1u : ~0u;  // towards the exact sum
+      __builtin_memcpy(&rounded, &bits, sizeof bits);
+    }
+    a[i] = rounded;
+  }
+  return load_doubles(a);
+}
+
+// x + residual, to be rounded to h's dtype. That is rounding the exact sum once: with x and
+// residual of h's dtype, or an fp32 h, the way through fp64 and fp32 changes nothing (a sum of two
+// p-bit numbers, rounded to 2p + 2 bits on the way).
+template <rmsnorm_dtype_t kDtype>
+[[gnu::always_inline]] inline Block add_residual(const ForwardRow &row, rmsnorm_dtype_t h_dtype,
+                                                 int64_t col, int64_t count) {
+  const Block x = load<kDtype>(row.x, col, count);
+  const Block residual = load<kDtype>(row.residual, col, count);
+  const bool plain = kDtype != kAny || h_dtype == RMSNORM_DTYPE_F32 ||
+                     (row.x.dtype == h_dtype && row.residual.dtype == h_dtype);
+  return plain ? x + residual : add_to_odd(x, residual);
+}
+
+template <rmsnorm_dtype_t kTheDtype, bool kAddsResidual, bool kStreamsOutput>
+struct ExactRows {
+  static constexpr rmsnorm_dtype_t kDtype = kTheDtype;
+  static constexpr bool kAdds = kAddsResidual, kStreams = kStreamsOutput, kExact = true;
+  static constexpr int64_t kStep = kLanes, kRun = kSumCols;
+
+  struct Run {
+    Block squares = broadcast(0);
+  };
+  struct Sums {
+    Block squares = broadcast(0);
+  };
+  struct Constants {
+    Block scale, offset, no_weight;
+    Constants(const ForwardProblem &problem, double rstd)
+        : scale(broadcast(rstd)),
+          offset(broadcast(problem.weight_offset)),
+          no_weight(broadcast(1) + offset) {}
+  };
+
+  // x, or the sum of x and residual before it is rounded (of fp32, after).
+  [[gnu::always_inline]] static Block make_sum(const ForwardProblem &problem, const ForwardRow &row,
+                                               int64_t col, int64_t count) {
+    if constexpr (!kAdds) return load<kDtype>(row.x, col, count);
+    if constexpr (kDtype == RMSNORM_DTYPE_F32) {
+      if (count == kLanes) {
+        Block sum;
+        add_floats(reinterpret_cast<const float *>(address<kDtype>(row.x, col)),
+                   reinterpret_cast<const float *>(address<kDtype>(row.residual, col)), &sum);
+        return sum;
+      }
+      return round_to<kDtype>(add_residual<kDtype>(row, problem.h_dtype, col, count), kDtype);
+    }
+    return add_residual<kDtype>(row, problem.h_dtype, col, count);
+  }
+
+  [[gnu::always_inline]] static Block make_h(const ForwardProblem &problem, const Block &sum) {
+    if constexpr (kAdds && kDtype != RMSNORM_DTYPE_F32)
+      return round_to<kDtype>(sum, problem.h_dtype);
+    return sum;
+  }
+
+  [[gnu::always_inline]] static void read(const ForwardProblem &problem, const ForwardRow &row,
+                                          int64_t col, int64_t count, Run *run) {
+    const Block h = make_h(problem, make_sum(problem, row, col, count));
+    run->squares = run->squares + h * h;
+  }
+
+  [[gnu::always_inline]] static void end_run(const Run &run, Sums *sums) {
+    sums->squares = sums->squares + run.squares;
+  }
+
+  static bool rstd(const ForwardProblem &problem, Sums *sums, double *rstd) {
+    *rstd = rstd_of(sums->squares, problem.cols, problem.eps);
+    return true;
+  }
+
+  [[gnu::always_inline]] static void write(const ForwardProblem &problem, const ForwardRow &row,
+                                           const Constants &constants, int64_t col, int64_t count) {
+    const Block sum = make_sum(problem, row, col, count);
+    if (kAdds && row.residual_out.present())
+      store<kDtype, kStreams>(sum, row.residual_out, col, count);
+    Block y = make_h(problem, sum) * constants.scale;
+    if (problem.llama) y = round_to<kDtype>(y, problem.h_dtype);
+    if (row.weight.present()) y = y * (load<kDtype>(row.weight, col, count) + constants.offset);
+    else y = y * constants.no_weight;
+    if (row.bias.present()) y = y + load<kDtype>(row.bias, col, count);
+    store<kDtype, kStreams>(y, row.y, col, count);
+  }
+};
