@@ -6,10 +6,12 @@ from . import _abi
 from ._context import Device, devices, get_cpu_threads, set_cpu_threads
 from ._errors import (ArgumentError, CudaError, Error, InternalError, LibraryError,
                       OutOfMemoryError, UnsupportedError)
+from ._norm import Gradients, rms_norm, rms_norm_backward
 
 __version__ = f"{_abi.VERSION_MAJOR}.{_abi.VERSION_MINOR}.{_abi.VERSION_PATCH}"
 
 __all__ = [
-    "ArgumentError", "CudaError", "Device", "Error", "InternalError", "LibraryError",
-    "OutOfMemoryError", "UnsupportedError", "devices", "get_cpu_threads", "set_cpu_threads",
+    "ArgumentError", "CudaError", "Device", "Error", "Gradients", "InternalError", "LibraryError",
+    "OutOfMemoryError", "UnsupportedError", "devices", "get_cpu_threads", "rms_norm",
+    "rms_norm_backward", "set_cpu_threads",
 ]

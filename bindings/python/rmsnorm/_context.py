@@ -42,6 +42,7 @@ class Context:
 _contexts: Dict[Tuple[int, int], Context] = {}
 _cpu_threads = 0
 _lock = threading.Lock()
+on_change: List[Callable[[], None]] = []  # called when contexts of calls to come are other ones
 
 
 def get(device: int, ordinal: int = 0) -> Context:
@@ -72,6 +73,7 @@ def set_cpu_threads(count: int) -> None:
     with _lock:
         _contexts[_abi.DEVICE_CPU, 0] = Context(_abi.DEVICE_CPU, 0, count)
         _cpu_threads = count
+    _changed()
 
 
 def get_cpu_threads() -> int:
@@ -112,11 +114,17 @@ def devices() -> List[Device]:
     return found
 
 
+def _changed() -> None:
+    for call in on_change:
+        call()
+
+
 def _after_fork_in_child() -> None:
     global _lock
     _lock = threading.Lock()  # another thread may have held it
     for key in [key for key in _contexts if key[0] != _abi.DEVICE_CPU]:
         del _contexts[key]
+    _changed()
 
 
 os.register_at_fork(after_in_child=_after_fork_in_child)

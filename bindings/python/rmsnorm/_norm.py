@@ -1,0 +1,440 @@
+"""rms_norm and rms_norm_backward for arrays of any library.
+
+What a call's arguments mean for the library (their layout, what to copy, what to make) is worked
+out once per combination of shapes, strides, dtypes, devices and scalars: a Plan. A call then reads
+pointers, writes them into the plan's struct and calls C.
+"""
+import ctypes
+import re
+from typing import Any, Callable, Dict, List, NamedTuple, Optional, Tuple, Type, Union
+
+from . import _abi, _arrays, _context, _errors, _layout
+from ._arrays import Family, Shape, View
+from ._errors import ArgumentError
+
+Array = Any  # of NumPy, PyTorch, CuPy, or with __dlpack__
+
+_ROUNDINGS = {"once": _abi.ROUNDING_ONCE, "llama": _abi.ROUNDING_LLAMA}
+_MOST_PLANS = 1024
+
+
+class Gradients(NamedTuple):
+    """What rms_norm_backward computed; None for what was not asked for."""
+    dx: Optional[Array]
+    dweight: Optional[Array]
+    dbias: Optional[Array]
+    dresidual: Optional[Array]
+
+
+def rms_norm(x: Array, weight: Optional[Array] = None, eps: float = 1e-6, *,
+             residual: Optional[Array] = None, bias: Optional[Array] = None,
+             weight_offset: float = 0.0, rounding: str = "once", out: Optional[Array] = None,
+             residual_out: Union[Array, bool, None] = None,
+             rstd: Union[Array, bool] = False) -> Union[Array, Tuple[Array, ...]]:
+    """Normalises each row of x, along its last dimension:
+
+        h = x + residual                       (with a residual; else h = x)
+        y = h / sqrt(mean(h**2) + eps) * (weight + weight_offset) + bias
+
+    x: an array of one dimension or more, (..., cols). NumPy (bfloat16 is ml_dtypes'), PyTorch on
+        the CPU or CUDA, CuPy, whatever has __dlpack__ on the CPU, and, as an input, JAX on the
+        CPU, for which results are NumPy's. A CUDA call goes into the stream that the array's
+        library works in, and is not waited for.
+    weight, bias: (cols,), or (groups, cols) for x (..., groups, cols). Absent: 1 and 0.
+    residual: as x. Gemma's 1 + weight is weight_offset=1.
+    rounding: "once", at the end; "llama" rounds h / sqrt(...) to h's dtype as well, as Hugging
+        Face's LlamaRMSNorm does.
+    out: where y goes, of x's shape; x itself is allowed. Absent: a new array of x's dtype.
+    residual_out: where h goes; residual and x are allowed. Absent, with a residual: a new array of
+        residual's dtype. False: h is not kept. h is rounded to this dtype before it is normalised.
+    rstd: where 1 / sqrt(...) goes, of x's shape without cols, float32 (float64 where all is), for
+        rms_norm_backward. True: a new array.
+
+    dtypes: float32, float16 and bfloat16, each array its own; or float64 for all. Strides: any;
+    an input is copied if its columns are not next to each other, or its other dimensions need more
+    than two strides. Outputs are never copied: such a one is refused.
+
+    Returns y; with a residual (y, h), unless residual_out is False; rstd comes last if asked for.
+
+    Raises ArgumentError (a ValueError) or TypeError, with the argument's name, before anything is
+    written; UnsupportedError where there is no CUDA. Autograd does not see it.
+
+    Zhang and Sennrich, "Root Mean Square Layer Normalization", NeurIPS 2019. Accuracy:
+    include/rmsnorm.h, "Numerics"; on the CPU y is within 0.501 ulp of the exact result.
+    """
+    if out is None:
+        out = True
+    if residual_out is None:
+        residual_out = residual is not None
+    arrays = _run(FORWARD, (x, residual, weight, bias, out, residual_out, rstd),
+                  (eps, weight_offset, rounding, 0))
+    if residual_out is False and rstd is False:
+        return arrays[4]
+    return tuple(array for array in arrays[4:] if array is not None and array is not False)
+
+
+def rms_norm_backward(dy: Array, x: Array, weight: Optional[Array] = None, eps: float = 1e-6, *,
+                      rstd: Optional[Array] = None, dresidual_out: Optional[Array] = None,
+                      weight_offset: float = 0.0, dx: Union[Array, bool] = True,
+                      dresidual: Union[Array, bool] = False,
+                      dweight: Union[Array, bool, None] = None,
+                      dbias: Union[Array, bool] = False, accumulate: bool = False) -> Gradients:
+    """The gradients of rms_norm. With xhat = x * rstd and w = weight + weight_offset:
+
+        dx      = rstd * (w * dy - xhat * mean(w * dy * xhat)) + dresidual_out
+        dweight = the sum of dy * xhat over all rows
+        dbias   = the sum of dy over all rows
+
+    dy: the gradient of y. x: what was normalised: rms_norm's x, or its residual_out where there
+        was a residual; dx is then the gradient of both. Both of one shape, (..., cols).
+    weight, weight_offset, eps: as in rms_norm.
+    rstd: rms_norm's; absent, it is computed from x and eps.
+    dresidual_out: the gradient that arrives at residual_out by other ways.
+    dx, dresidual, dweight, dbias: where results go. True: a new array. False: not computed. dweight
+        is new if weight is given and dweight is not. dx may be dy, x or dresidual_out. dresidual
+        is dx once more, for a residual of another dtype. dweight and dbias are (cols,), or
+        (groups, cols) where weight is, new ones of weight's dtype (float32 without a weight).
+    accumulate: adds to what dweight and dbias hold; both must be given then.
+
+    Arrays, dtypes, strides and errors are those of rms_norm. The same bits every time.
+    """
+    if dweight is None:
+        dweight = weight is not None
+    flags = 0
+    if accumulate:
+        flags = _abi.FLAG_ACCUMULATE
+        for name, array in (("dweight", dweight), ("dbias", dbias)):
+            if array is True:
+                raise ArgumentError(f"{name} must be given with accumulate: it is added to")
+    arrays = _run(BACKWARD, (dy, x, weight, rstd, dresidual_out, dx, dresidual, dweight, dbias),
+                  (eps, weight_offset, "once", flags))
+    dx, dresidual, dweight, dbias = (None if array is False else array for array in arrays[5:])
+    return Gradients(dx, dweight, dbias, dresidual)
+
+
+# ---- The tensors of each operation ---------------------------------------------------------------
+
+
+class Tensor(NamedTuple):
+    """A tensor of an operation."""
+    name: str  # as the caller knows it
+    field: str  # as C does
+    shape: str  # "rows": x's; "vector": cols, or groups x cols; "rstd": x's without the columns
+    output: bool = False
+    # For an output that is not given: whose library, device and dtype it gets, by preference.
+    like: Tuple[str, ...] = ()
+
+
+class Operation(NamedTuple):
+    name: str  # of the C function
+    params: Type[ctypes.Structure]
+    main: str  # the tensor that all others must go with
+    required: Tuple[str, ...]
+    tensors: Tuple[Tensor, ...]
+    plans: Dict[Tuple[Any, ...], "Plan"]
+
+
+FORWARD = Operation("forward", _abi.ForwardParams, "x", ("x",), (
+    Tensor("x", "x", "rows"),
+    Tensor("residual", "residual", "rows"),
+    Tensor("weight", "weight", "vector"),
+    Tensor("bias", "bias", "vector"),
+    Tensor("out", "y", "rows", True, ("x",)),
+    Tensor("residual_out", "residual_out", "rows", True, ("residual",)),
+    Tensor("rstd", "rstd", "rstd", True, ("x",)),
+), {})
+
+BACKWARD = Operation("backward", _abi.BackwardParams, "x", ("dy", "x"), (
+    Tensor("dy", "dy", "rows"),
+    Tensor("x", "x", "rows"),
+    Tensor("weight", "weight", "vector"),
+    Tensor("rstd", "rstd", "rstd"),
+    Tensor("dresidual_out", "dresidual_out", "rows"),
+    Tensor("dx", "dx", "rows", True, ("x",)),
+    Tensor("dresidual", "dresidual", "rows", True, ("x",)),
+    Tensor("dweight", "dweight", "vector", True, ("weight", "x")),
+    Tensor("dbias", "dbias", "vector", True, ("weight", "x")),
+), {})
+
+
+# ---- Running -------------------------------------------------------------------------------------
+
+
+class New(NamedTuple):
+    """An output to be made."""
+    position: int
+    like: int
+    shape: Shape
+    dtype: Optional[int]  # None: like's
+    axes: Tuple[int, ...]
+
+
+class Plan:
+    """All of a call but its pointers."""
+
+    def __init__(self, context: _context.Context, operation: Operation,
+                 params: ctypes.Structure) -> None:
+        self.context = context
+        self.handle = context.handle
+        self.function: Callable[..., int] = getattr(context.functions, operation.name)
+        self.params = params
+        # Where each tensor's pointer stands in params, in 8-byte words.
+        self.words = tuple(getattr(operation.params, tensor.field).offset // 8
+                           for tensor in operation.tensors)
+        self.copies: List[Tuple[int, Tuple[int, ...]]] = []  # position, axes
+        self.new: List[New] = []
+        self.workspace_size = 0
+        self.family: Optional[Family] = None  # whose stream and workspace it is; None: no stream
+        self.main = 0
+        self._free: List[Tuple[Any, memoryview]] = []
+
+    def take(self) -> Tuple[Any, memoryview]:
+        """A params struct for one call, as an argument and as words. Give it back."""
+        try:
+            return self._free.pop()
+        except IndexError:  # each call that runs at the same time needs its own
+            copy = type(self.params).from_buffer_copy(self.params)
+            return ctypes.byref(copy), memoryview(copy).cast("B").cast("Q")
+
+    def give_back(self, slot: Tuple[Any, memoryview]) -> None:
+        self._free.append(slot)
+
+
+def _run(operation: Operation, given: Tuple[Array, ...],
+         scalars: Tuple[Any, ...]) -> List[Optional[Array]]:
+    """Runs it on the tensors given: each an array, None or False (absent), or True (to be made).
+
+    scalars: eps, weight_offset, rounding, flags. Returns the tensors, with the outputs made.
+    """
+    readers = _arrays.readers
+    pointers, key, alive = [], [scalars], []
+    for array, tensor in zip(given, operation.tensors):
+        if array is None or array is False or array is True:
+            pointers.append(0)
+            key.append(array)
+            continue
+        read = readers.get(type(array)) or _arrays.find_reader(array, tensor.name)
+        pointer, signature, keeper = read(array, tensor.name)
+        pointers.append(pointer)
+        key.append(signature)
+        alive.append(keeper)
+    key = tuple(key)
+    try:
+        plan = operation.plans.get(key)
+    except TypeError:  # a scalar that is not hashable, such as an array of no dimensions
+        key = (tuple(_scalars(scalars).values()), *key[1:])
+        plan = operation.plans.get(key)
+    if plan is None:
+        plan = _make_plan(operation, given, key, scalars)
+        if len(operation.plans) >= _MOST_PLANS:
+            operation.plans.clear()
+        operation.plans[key] = plan
+    arrays = list(given)
+    for position, axes in plan.copies:
+        array = _family_of(key[position + 1]).contiguous(given[position], axes)
+        pointers[position] = _pointer(array)
+        alive.append(array)
+    for new in plan.new:
+        array = _family_of(key[new.like + 1]).empty(given[new.like], new.shape, new.dtype, new.axes)
+        pointers[new.position] = _pointer(array)
+        arrays[new.position] = array
+    workspace, stream = 0, 0
+    if plan.family is not None:
+        stream = plan.family.stream(plan.context.ordinal)
+    if plan.workspace_size:
+        family = _family_of(key[plan.main + 1])
+        workspace, keeper = family.scratch(given[plan.main], plan.workspace_size)
+        alive.append(keeper)
+    slot = plan.take()
+    params, words = slot
+    for index, pointer in zip(plan.words, pointers):
+        words[index] = pointer
+    status = plan.function(plan.handle, params, workspace, plan.workspace_size, stream)
+    if status:
+        error = _errors.from_status(plan.context.functions, status)
+        raise type(error)(_in_callers_names(operation, str(error)), status)
+    plan.give_back(slot)
+    return arrays
+
+
+def _family_of(signature: Tuple[Any, ...]) -> Family:
+    return signature[0]
+
+
+def _pointer(array: Array) -> int:
+    read = _arrays.readers.get(type(array)) or _arrays.find_reader(array, "")
+    return read(array, "")[0]
+
+
+def _in_callers_names(operation: Operation, text: str) -> str:
+    """The library's text, with what it calls otherwise explained."""
+    other = [f"{tensor.field} is the argument {tensor.name}" for tensor in operation.tensors
+             if tensor.field != tensor.name and re.search(rf"\b{tensor.field}\b", text)]
+    return f"{text} ({', '.join(other)})" if other else text
+
+
+# ---- Making a plan -------------------------------------------------------------------------------
+
+
+def forget_plans() -> None:
+    """After the contexts have changed."""
+    for operation in (FORWARD, BACKWARD):
+        operation.plans.clear()
+
+
+_context.on_change.append(forget_plans)
+
+
+def _make_plan(operation: Operation, given: Tuple[Array, ...], key: Tuple[Any, ...],
+               scalars: Tuple[Any, ...]) -> Plan:
+    """Checks all that the library cannot see, and lays the arrays out."""
+    names = [tensor.name for tensor in operation.tensors]
+    views: Dict[str, View] = {}
+    for tensor, signature in zip(operation.tensors, key[1:]):
+        if isinstance(signature, tuple):
+            views[tensor.name] = _family_of(signature).view(signature, tensor.name)
+    for name in operation.required:
+        if name not in views:
+            raise TypeError(f"{name} must be an array, not {given[names.index(name)]}")
+    main = views[operation.main]
+    if not main.shape:
+        raise ArgumentError(f"{operation.main} has no dimensions, but it must have rows")
+    leading, cols = main.shape[:-1], main.shape[-1]
+    if cols == 0:
+        raise ArgumentError(f"{operation.main} has shape {main.shape}: a row has at least 1 column")
+    for tensor in operation.tensors:
+        if tensor.name in views:
+            _check(tensor, views[tensor.name], operation.main, main)
+    per_group = any(tensor.shape == "vector" and len(views[tensor.name].shape) == 2
+                    for tensor in operation.tensors if tensor.name in views)
+
+    made = {tensor.name: _like(tensor, views, operation.main) for tensor, array
+            in zip(operation.tensors, given) if tensor.output and array is True}
+    over_rows = [tensor for tensor in operation.tensors if tensor.shape != "vector"]
+    layout = _layout.lay_out(
+        leading,
+        {t.name: _leading_strides(t, views[t.name], cols) for t in over_rows
+         if t.output and t.name in views},
+        {t.name: _leading_strides(t, views[t.name], cols) for t in over_rows
+         if not t.output and t.name in views},
+        [t.name for t in over_rows if t.name in made],
+        {t.name: 1 if t.shape == "rstd" else cols for t in over_rows}, per_group)
+
+    params = operation.params(rows=layout.rows, groups=layout.groups, cols=cols,
+                              **_scalars(scalars))
+    plan = Plan(_context.get(*main.device), operation, params)
+    plan.main = names.index(operation.main)
+    if main.device[0] != _abi.DEVICE_CPU:
+        plan.family = _family_of(key[plan.main + 1])
+    vectors_per_group = per_group and operation is BACKWARD
+    for position, tensor in enumerate(operation.tensors):
+        field = getattr(params, tensor.field)
+        if tensor.name in views:
+            view = views[tensor.name]
+            field.dtype = view.dtype
+        elif tensor.name in made:
+            like, dtype = made[tensor.name]
+            field.dtype = views[like].dtype if dtype is None else dtype
+        else:
+            continue
+        if tensor.shape != "vector":
+            field.row_stride, field.group_stride = layout.strides[tensor.name]
+            shape, axes = leading, layout.axes
+            if tensor.shape == "rows":
+                shape, axes = main.shape, (*axes, len(leading))
+            if tensor.name in layout.copied:
+                plan.copies.append((position, axes))
+        else:
+            shape = (leading[-1], cols) if vectors_per_group else (cols,)
+            axes = range(len(shape))
+            field.group_stride = cols if vectors_per_group else 0
+            if tensor.name in views:
+                field.group_stride, copied = _vector(tensor, view, vectors_per_group)
+                if copied:
+                    plan.copies.append((position, tuple(range(len(view.shape)))))
+        if tensor.name in made:
+            plan.new.append(New(position, names.index(like), shape, dtype, tuple(axes)))
+    size = ctypes.c_size_t()
+    query = getattr(plan.context.functions, f"{operation.name}_workspace_size")
+    status = query(plan.handle, params, size)
+    if status:
+        error = _errors.from_status(plan.context.functions, status)
+        raise type(error)(_in_callers_names(operation, str(error)), status)
+    plan.workspace_size = size.value
+    return plan
+
+
+def _check(tensor: Tensor, view: View, main_name: str, main: View) -> None:
+    """Shape, device, and whether an output can be written."""
+    name, shape = tensor.name, main.shape
+    if view.device != main.device:
+        raise ArgumentError(f"{name} is on {_device(view)}, but {main_name} is on {_device(main)}")
+    if tensor.shape == "rows" and view.shape != shape:
+        raise ArgumentError(f"{name} has shape {view.shape}, but {main_name} has {shape}")
+    if tensor.shape == "rstd" and view.shape != shape[:-1]:
+        raise ArgumentError(f"{name} has shape {view.shape}, but {main_name}'s is {shape}: "
+                            f"{shape[:-1]} is one for each row")
+    if tensor.shape == "vector" and view.shape != shape[-1:] and (
+            len(shape) < 2 or view.shape != shape[-2:]):
+        groups = f", or {shape[-2:]} for one per group" if len(shape) > 1 else ""
+        raise ArgumentError(f"{name} has shape {view.shape}, but with {main_name}'s {shape} it must "
+                            f"be {shape[-1:]}{groups}")
+    if tensor.output and not view.writable:
+        raise ArgumentError(f"{name} is read-only, but it is an output")
+
+
+def _device(view: View) -> str:
+    kind, ordinal = view.device
+    name = _context.DEVICE_NAMES[kind]
+    return name if kind == _abi.DEVICE_CPU else f"{name}:{ordinal}"
+
+
+def _like(tensor: Tensor, views: Dict[str, View], main: str) -> Tuple[str, Optional[int]]:
+    """Whose library and dtype an output gets, and the dtype if it is another one."""
+    like = next((name for name in tensor.like if name in views), None)
+    if like is None:
+        raise ArgumentError(f"{tensor.name} is asked for, but {tensor.like[0]} is absent")
+    dtype = views[like].dtype
+    if tensor.shape == "rstd" or (tensor.shape == "vector" and like == main):
+        exact = _abi.DTYPE_F64 if dtype == _abi.DTYPE_F64 else _abi.DTYPE_F32
+        return like, None if dtype == exact else exact
+    return like, None
+
+
+def _leading_strides(tensor: Tensor, view: View, cols: int) -> Optional[Shape]:
+    """The strides of all dimensions but the columns. None for an input to be copied."""
+    strides = view.strides
+    if strides is not None and tensor.shape == "rows":
+        strides = strides[:-1] if cols == 1 or strides[-1] == 1 else None
+    if strides is None and tensor.output:
+        raise ArgumentError(f"{tensor.name} is an output whose columns are not next to each other: "
+                            "make it contiguous")
+    return strides
+
+
+def _vector(tensor: Tensor, view: View, own_strides: bool) -> Tuple[int, bool]:
+    """A vector's group_stride, and whether it has to be copied."""
+    per_group, cols = len(view.shape) == 2, view.shape[-1]
+    gapless = view.strides is not None and (cols == 1 or view.strides[-1] == 1)
+    stride = view.strides[0] if gapless and per_group else 0
+    # Backward tells sums over groups by a stride of 0: a vector per group must have one.
+    if gapless and not (own_strides and stride == 0 and per_group):
+        return stride, False
+    if tensor.output:
+        raise ArgumentError(f"{tensor.name} is an output whose elements are not next to each "
+                            "other: make it contiguous")
+    return cols if per_group else 0, True
+
+
+def _scalars(scalars: Tuple[Any, ...]) -> Dict[str, Any]:
+    eps, weight_offset, rounding, flags = scalars
+    numbers = {}
+    for name, value in (("eps", eps), ("weight_offset", weight_offset)):
+        try:
+            numbers[name] = float(value)
+        except (TypeError, ValueError):
+            raise TypeError(f"{name} must be a number, not {type(value).__name__}") from None
+    if rounding not in _ROUNDINGS:
+        raise ArgumentError(f"rounding = {rounding!r}, but it must be one of "
+                            f"{', '.join(map(repr, _ROUNDINGS))}")
+    return {**numbers, "rounding": _ROUNDINGS[rounding], "flags": flags}
