@@ -15,6 +15,7 @@ Shape = Tuple[int, ...]
 Key = Tuple[Any, ...]
 # Pointer, key, and what must live until the call is over (besides the array).
 Read = Tuple[int, Key, Any]
+Axes = Optional[Sequence[int]]
 
 DTYPES = {"float32": _abi.DTYPE_F32, "float16": _abi.DTYPE_F16, "bfloat16": _abi.DTYPE_BF16,
           "float64": _abi.DTYPE_F64}
@@ -34,7 +35,7 @@ class View(NamedTuple):
 
 
 class Family:
-    """What is done with arrays of one library. axes: the order of dimensions in memory."""
+    """What is done with arrays of one library."""
 
     def read(self, array: Any, name: str) -> Read:
         raise NotImplementedError
@@ -42,12 +43,13 @@ class Family:
     def view(self, key: Key, name: str) -> View:
         raise NotImplementedError
 
-    def empty(self, like: Any, shape: Shape, dtype: Optional[int], axes: Sequence[int]) -> Any:
-        """A new array on like's device; dtype None: of like's own."""
+    def empty(self, like: Any, shape: Shape, dtype: Optional[int], axes: Axes) -> Any:
+        """A new array on like's device; dtype None: of like's own. axes: the order of dimensions
+        in memory; None: as they are."""
         raise NotImplementedError
 
     def contiguous(self, array: Any, axes: Sequence[int]) -> Any:
-        """A copy without gaps."""
+        """A copy without gaps, with the dimensions in the order of axes in memory."""
         raise NotImplementedError
 
     def scratch(self, like: Any, size: int) -> Tuple[int, Any]:
@@ -104,10 +106,11 @@ class NumpyLike(Family):
             raise unknown_dtype(name, dtype.str if not dtype.isnative else dtype.name)
         return code
 
-    def empty(self, like: Any, shape: Shape, dtype: Optional[int], axes: Sequence[int]) -> Any:
-        made = self.module.empty([shape[axis] for axis in axes],
-                                 like.dtype if dtype is None else DTYPE_NAMES[dtype])
-        return made.transpose(inverse(axes))
+    def empty(self, like: Any, shape: Shape, dtype: Optional[int], axes: Axes) -> Any:
+        wanted = like.dtype if dtype is None else DTYPE_NAMES[dtype]
+        if axes is None:
+            return self.module.empty(shape, wanted)
+        return self.module.empty([shape[axis] for axis in axes], wanted).transpose(inverse(axes))
 
     def contiguous(self, array: Any, axes: Sequence[int]) -> Any:
         return array.transpose(axes).copy(order="C").transpose(inverse(axes))
@@ -138,7 +141,7 @@ class Jax(Numpy):
         pointer, key, _ = super().read(seen, name)
         return pointer, key, seen
 
-    def empty(self, like: Any, shape: Shape, dtype: Optional[int], axes: Sequence[int]) -> Any:
+    def empty(self, like: Any, shape: Shape, dtype: Optional[int], axes: Axes) -> Any:
         return super().empty(self.module.asarray(like), shape, dtype, axes)
 
     def contiguous(self, array: Any, axes: Sequence[int]) -> Any:
@@ -156,7 +159,7 @@ class Cupy(NumpyLike):
         return View(shape, whole_strides(strides, dtype.itemsize), code,
                     (_abi.DEVICE_CUDA, ordinal), True)
 
-    def empty(self, like: Any, shape: Shape, dtype: Optional[int], axes: Sequence[int]) -> Any:
+    def empty(self, like: Any, shape: Shape, dtype: Optional[int], axes: Axes) -> Any:
         with like.device:
             return super().empty(like, shape, dtype, axes)
 
@@ -202,9 +205,11 @@ class Torch(Family):
         where = CPU if device.type == "cpu" else (_abi.DEVICE_CUDA, device.index)
         return View(tuple(shape), strides, self.dtypes[dtype], where, True)
 
-    def empty(self, like: Any, shape: Shape, dtype: Optional[int], axes: Sequence[int]) -> Any:
-        made = self.module.empty([shape[axis] for axis in axes], device=like.device,
-                                 dtype=like.dtype if dtype is None else self.dtypes_by_code[dtype])
+    def empty(self, like: Any, shape: Shape, dtype: Optional[int], axes: Axes) -> Any:
+        wanted = like.dtype if dtype is None else self.dtypes_by_code[dtype]
+        if axes is None:
+            return self.module.empty(shape, dtype=wanted, device=like.device)
+        made = self.module.empty([shape[axis] for axis in axes], dtype=wanted, device=like.device)
         return made.permute(inverse(axes))
 
     def contiguous(self, array: Any, axes: Sequence[int]) -> Any:
@@ -279,7 +284,7 @@ class Dlpack(Family):
                                 "only PyTorch's and CuPy's arrays on CUDA are known")
         return View(shape, strides, dtype, CPU, writable)
 
-    def empty(self, like: Any, shape: Shape, dtype: Optional[int], axes: Sequence[int]) -> Any:
+    def empty(self, like: Any, shape: Shape, dtype: Optional[int], axes: Axes) -> Any:
         raise TypeError(f"no array like {type(like).__name__} can be made here: every output must "
                         "be given")
 

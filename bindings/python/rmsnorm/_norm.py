@@ -131,10 +131,16 @@ class Operation(NamedTuple):
     main: str  # the tensor that all others must go with
     required: Tuple[str, ...]
     tensors: Tuple[Tensor, ...]
+    names: Tuple[str, ...]
     plans: Dict[Tuple[Any, ...], "Plan"]
 
 
-FORWARD = Operation("forward", _abi.ForwardParams, "x", ("x",), (
+def _operation(name: str, params: Type[ctypes.Structure], main: str, required: Tuple[str, ...],
+               tensors: Tuple[Tensor, ...]) -> Operation:
+    return Operation(name, params, main, required, tensors, tuple(t.name for t in tensors), {})
+
+
+FORWARD = _operation("forward", _abi.ForwardParams, "x", ("x",), (
     Tensor("x", "x", "rows"),
     Tensor("residual", "residual", "rows"),
     Tensor("weight", "weight", "vector"),
@@ -142,9 +148,9 @@ FORWARD = Operation("forward", _abi.ForwardParams, "x", ("x",), (
     Tensor("out", "y", "rows", True, ("x",)),
     Tensor("residual_out", "residual_out", "rows", True, ("residual",)),
     Tensor("rstd", "rstd", "rstd", True, ("x",)),
-), {})
+))
 
-BACKWARD = Operation("backward", _abi.BackwardParams, "x", ("dy", "x"), (
+BACKWARD = _operation("backward", _abi.BackwardParams, "x", ("dy", "x"), (
     Tensor("dy", "dy", "rows"),
     Tensor("x", "x", "rows"),
     Tensor("weight", "weight", "vector"),
@@ -154,7 +160,7 @@ BACKWARD = Operation("backward", _abi.BackwardParams, "x", ("dy", "x"), (
     Tensor("dresidual", "dresidual", "rows", True, ("x",)),
     Tensor("dweight", "dweight", "vector", True, ("weight", "x")),
     Tensor("dbias", "dbias", "vector", True, ("weight", "x")),
-), {})
+))
 
 
 # ---- Running -------------------------------------------------------------------------------------
@@ -166,7 +172,7 @@ class New(NamedTuple):
     like: int
     shape: Shape
     dtype: Optional[int]  # None: like's
-    axes: Tuple[int, ...]
+    axes: _arrays.Axes  # the order of its dimensions in memory; None: as they are
 
 
 class Plan:
@@ -207,18 +213,18 @@ def _run(operation: Operation, given: Tuple[Array, ...],
     scalars: eps, weight_offset, rounding, flags. Returns the tensors, with the outputs made.
     """
     readers = _arrays.readers
-    pointers, key, alive = [], [scalars], []
-    for array, tensor in zip(given, operation.tensors):
+    pointers, parts, alive = [], [scalars], []
+    for array, name in zip(given, operation.names):
         if array is None or array is False or array is True:
             pointers.append(0)
-            key.append(array)
-            continue
-        read = readers.get(type(array)) or _arrays.find_reader(array, tensor.name)
-        pointer, signature, keeper = read(array, tensor.name)
-        pointers.append(pointer)
-        key.append(signature)
-        alive.append(keeper)
-    key = tuple(key)
+            parts.append(array)
+        else:
+            read = readers.get(type(array)) or _arrays.find_reader(array, name)
+            pointer, signature, keeper = read(array, name)
+            pointers.append(pointer)
+            parts.append(signature)
+            alive.append(keeper)
+    key = tuple(parts)
     try:
         plan = operation.plans.get(key)
     except TypeError:  # a scalar that is not hashable, such as an array of no dimensions
@@ -288,7 +294,7 @@ _context.on_change.append(forget_plans)
 def _make_plan(operation: Operation, given: Tuple[Array, ...], key: Tuple[Any, ...],
                scalars: Tuple[Any, ...]) -> Plan:
     """Checks all that the library cannot see, and lays the arrays out."""
-    names = [tensor.name for tensor in operation.tensors]
+    names = operation.names
     views: Dict[str, View] = {}
     for tensor, signature in zip(operation.tensors, key[1:]):
         if isinstance(signature, tuple):
@@ -353,7 +359,9 @@ def _make_plan(operation: Operation, given: Tuple[Array, ...], key: Tuple[Any, .
                 if copied:
                     plan.copies.append((position, tuple(range(len(view.shape)))))
         if tensor.name in made:
-            plan.new.append(New(position, names.index(like), shape, dtype, tuple(axes)))
+            in_order = list(axes) == sorted(axes)
+            plan.new.append(New(position, names.index(like), shape, dtype,
+                                None if in_order else tuple(axes)))
     size = ctypes.c_size_t()
     query = getattr(plan.context.functions, f"{operation.name}_workspace_size")
     status = query(plan.handle, params, size)
@@ -377,8 +385,8 @@ def _check(tensor: Tensor, view: View, main_name: str, main: View) -> None:
     if tensor.shape == "vector" and view.shape != shape[-1:] and (
             len(shape) < 2 or view.shape != shape[-2:]):
         groups = f", or {shape[-2:]} for one per group" if len(shape) > 1 else ""
-        raise ArgumentError(f"{name} has shape {view.shape}, but with {main_name}'s {shape} it must "
-                            f"be {shape[-1:]}{groups}")
+        raise ArgumentError(f"{name} has shape {view.shape}, but with {main_name}'s {shape} it "
+                            f"must be {shape[-1:]}{groups}")
     if tensor.output and not view.writable:
         raise ArgumentError(f"{name} is read-only, but it is an output")
 
