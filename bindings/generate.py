@@ -134,7 +134,7 @@ def read_header() -> Interface:
         if not name.startswith("rmsnorm_"):
             continue
         if kind == "RecordDecl" and node.get("completeDefinition"):
-            structs[name] = read_struct(node, comment, text, found.typedefs, structs)
+            structs[name] = read_struct(node, comment, text, found, structs)
         elif kind == "RecordDecl":
             found.handles.append(name)
         elif kind == "TypedefDecl":
@@ -172,7 +172,7 @@ def split_array(type_: str) -> Tuple[str, int]:
     return (match[1], int(match[2])) if match else (type_, 0)
 
 
-def read_struct(node: dict, comment: str, text: str, typedefs: Dict[str, str],
+def read_struct(node: dict, comment: str, text: str, found: Interface,
                 structs: Dict[str, Struct]) -> Struct:
     """A struct laid out as C does on 64-bit machines; verify() asks the compiler."""
     fields, offset, widest = [], 0, 1
@@ -181,13 +181,15 @@ def read_struct(node: dict, comment: str, text: str, typedefs: Dict[str, str],
             continue
         type_ = inner["type"]["qualType"]
         element, count = split_array(type_)
-        element = typedefs.get(element, element)
+        element = found.typedefs.get(element, element)
         if element in SCALARS:
             size = alignment = SCALARS[element].size
         elif element in structs:
             size, alignment = structs[element].size, 8
-        else:  # a pointer
+        elif pointer_to(type_) or type_ in {each.name for each in found.callbacks}:
             size = alignment = 8
+        else:
+            sys.exit(f"generate.py: {node['name']}.{inner['name']} is of type {type_}: what is that?")
         offset = -(-offset // alignment) * alignment
         size *= count or 1
         fields.append(Field(inner["name"], type_, offset, size, comment_of(inner, text)))

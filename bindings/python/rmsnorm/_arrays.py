@@ -191,8 +191,11 @@ class Torch(Family):
         if array.requires_grad and self.grad_enabled():
             raise ArgumentError(f"{name} requires grad, which this function does not record: "
                                 "detach it, or call under torch.no_grad()")
-        return array.data_ptr(), (self, array.shape, array.stride(), array.dtype, array.device,
-                                  array.is_neg()), None
+        try:
+            return array.data_ptr(), (self, array.shape, array.stride(), array.dtype, array.device,
+                                      array.is_neg()), None
+        except RuntimeError as error:  # sparse, fake, ...: it has no memory to point to
+            raise ArgumentError(f"{name}: {error}") from None
 
     def view(self, key: Key, name: str) -> View:
         _, shape, strides, dtype, device, negated = key
@@ -252,9 +255,12 @@ class Dlpack(Family):
 
     def read(self, array: Any, name: str) -> Read:
         try:
-            capsule = array.__dlpack__(max_version=(1, 0))
-        except TypeError:  # older than DLPack 1.0
-            capsule = array.__dlpack__()
+            try:
+                capsule = array.__dlpack__(max_version=(1, 0))
+            except TypeError:  # older than DLPack 1.0
+                capsule = array.__dlpack__()
+        except Exception as error:
+            raise ArgumentError(f"{name}: {error}") from error
         writable = True
         if _capsule_is_valid(capsule, b"dltensor_versioned"):
             managed = _DLManagedTensorVersioned.from_address(
