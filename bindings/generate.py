@@ -189,7 +189,8 @@ def read_struct(node: dict, comment: str, text: str, found: Interface,
         elif pointer_to(type_) or type_ in {each.name for each in found.callbacks}:
             size = alignment = 8
         else:
-            sys.exit(f"generate.py: {node['name']}.{inner['name']} is of type {type_}: what is that?")
+            where = f"{node['name']}.{inner['name']}"
+            sys.exit(f"generate.py: {where} is of type {type_}: what is that?")
         offset = -(-offset // alignment) * alignment
         size *= count or 1
         fields.append(Field(inner["name"], type_, offset, size, comment_of(inner, text)))

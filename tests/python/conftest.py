@@ -4,14 +4,16 @@ import devices
 import numpy as np
 import pytest
 
-ON_EACH_DEVICE = [pytest.param(name, marks=pytest.mark.cuda if name in ("torch-cuda", "cupy")
-                               else ()) for name in devices.MAKERS]
 
-
-@pytest.fixture(params=ON_EACH_DEVICE)
-def device(request):
-    """Each library of arrays, on each device that it has here."""
-    return devices.get(request.param)
+def pytest_generate_tests(metafunc):
+    """device: each library of arrays, on each device that it has here. test_each_device_is_here
+    is skipped for the others, once for each."""
+    if "device" in metafunc.fixturenames:
+        names = [name for name in devices.MAKERS
+                 if not isinstance(devices.find(name), ImportError)]
+        metafunc.parametrize("device", [pytest.param(
+            devices.find(name), id=name, marks=pytest.mark.cuda if name in devices.CUDA_NAMES
+            else ()) for name in names])
 
 
 @pytest.fixture

@@ -1,6 +1,6 @@
 """Where the tests run: each library of arrays on each device, and the header's bounds there."""
 import importlib
-from typing import Any, Dict, NamedTuple, Optional, Sequence
+from typing import Any, Callable, Dict, NamedTuple, Optional, Sequence, Union
 
 import numpy as np
 import pytest
@@ -121,23 +121,32 @@ class Cupy(Device):
         return array.data.ptr
 
 
-MAKERS = {"numpy": Device, "torch-cpu": lambda: Torch("cpu"),
-          "torch-cuda": lambda: Torch("cuda"), "cupy": Cupy}
-_made: Dict[str, Any] = {}
+MAKERS: Dict[str, Callable[[], Device]] = {
+    "numpy": Device, "torch-cpu": lambda: Torch("cpu"), "torch-cuda": lambda: Torch("cuda"),
+    "cupy": Cupy}
+CUDA_NAMES = ("torch-cuda", "cupy")
+_made: Dict[str, Union[Device, ImportError]] = {}
+
+
+def find(name: str) -> Union[Device, ImportError]:
+    """A device, or why it is not there."""
+    if name not in _made:
+        try:
+            device = MAKERS[name]()
+            if device.cuda and not any(each.type == "cuda" for each in rmsnorm.devices()):
+                raise ImportError("librmsnorm was built without CUDA")
+            _made[name] = device
+        except ImportError as error:
+            _made[name] = error
+    return _made[name]
 
 
 def get(name: str) -> Device:
     """Skips the test where there is no such library or GPU."""
-    if name not in _made:
-        try:
-            _made[name] = MAKERS[name]()
-            if _made[name].cuda and len(rmsnorm.devices()) == 1:
-                _made[name] = ImportError("librmsnorm was built without CUDA")
-        except ImportError as error:
-            _made[name] = error
-    if isinstance(_made[name], ImportError):
-        pytest.skip(f"{name}: {_made[name]}")
-    return _made[name]
+    found = find(name)
+    if isinstance(found, ImportError):
+        pytest.skip(f"{name}: {found}")
+    return found
 
 
 # ---- Judging -------------------------------------------------------------------------------------

@@ -74,5 +74,6 @@ def backward(dy, x, weight=None, eps=1e-6, *, rstd=None, dresidual_out=None, wei
     rows = tuple(range(dy.ndim - (2 if per_group else 1)))
     return Backward(
         scale * (wdy - xhat * mean) + more,
-        scale * (np.abs(wdy) + np.abs(xhat) * np.abs(wdy * xhat).mean(-1)[..., None]) + np.abs(more),
+        scale * (np.abs(wdy) + np.abs(xhat) * np.abs(wdy * xhat).mean(-1)[..., None])
+        + np.abs(more),
         (dy * xhat).sum(rows), np.abs(dy * xhat).sum(rows), dy.sum(rows), np.abs(dy).sum(rows))

@@ -21,6 +21,12 @@ def torch():
 NUMPY = devices.Device()
 
 
+@pytest.mark.parametrize("name", devices.MAKERS)
+def test_each_device_is_here(name):
+    """Where it is not, no other test knows it."""
+    devices.get(name)
+
+
 def test_in_place(device, random):
     x, residual, weight = random(5, 48), random(5, 48), random(48)
     y = device.of(x)
@@ -80,7 +86,7 @@ def test_torch_tensors_that_are_not_plain(torch):
 
 
 @pytest.mark.cuda
-@pytest.mark.parametrize("name", ["torch-cuda", "cupy"])
+@pytest.mark.parametrize("name", devices.CUDA_NAMES)
 def test_the_current_stream(name, random):
     """A call is ordered after what its library has put into the current stream."""
     device = devices.get(name)

@@ -89,7 +89,8 @@ def test_small_and_large_values(device, random, dtype):
         for eps in (0.0, 1e-12):
             if dtype == F64 and scale == tiny and eps == 0:
                 continue  # its squares are beyond what this reference can hold on every machine
-            judge_y(device, rmsnorm.rms_norm(device.of(x), eps=eps), reference.forward(x, eps=eps).y)
+            y = rmsnorm.rms_norm(device.of(x), eps=eps)
+            judge_y(device, y, reference.forward(x, eps=eps).y)
 
 
 def test_nan_stays_in_its_row(device, random):
@@ -117,3 +118,10 @@ def test_the_same_bits_every_time(device, random):
 def test_any_number_is_an_eps(device, random, eps):
     x = random(2, 16)
     judge_y(device, rmsnorm.rms_norm(device.of(x), eps=eps), reference.forward(x, eps=float(eps)).y)
+
+
+def test_an_eps_that_changes_in_place(device, random):
+    x, eps = random(2, 16), np.array(1e-5)
+    for value in (1e-5, 0.5):
+        eps[...] = value
+        judge_y(device, rmsnorm.rms_norm(device.of(x), eps=eps), reference.forward(x, eps=value).y)

@@ -63,8 +63,9 @@ def test_the_librarys_own_threads(random, threads_restored):
         assert all(a is b is None or a.tobytes() == b.tobytes() for a, b in zip(gradients, again))
 
 
-@pytest.mark.parametrize("count, error", [(-1, rmsnorm.ArgumentError), (1025, rmsnorm.ArgumentError),
-                                          (2.0, TypeError), ("2", TypeError), (None, TypeError)])
+@pytest.mark.parametrize("count, error", [
+    (-1, rmsnorm.ArgumentError), (1025, rmsnorm.ArgumentError), (2.0, TypeError), ("2", TypeError),
+    (None, TypeError)])
 def test_bad_thread_counts(count, error):
     with pytest.raises(error, match="^count"):
         rmsnorm.set_cpu_threads(count)

@@ -186,6 +186,8 @@ class Torch(Family):
         self.dtypes = {getattr(module, name): code for name, code in DTYPES.items()}
         self.dtypes_by_code = {code: dtype for dtype, code in self.dtypes.items()}
         self.grad_enabled = module.is_grad_enabled
+        # What torch.cuda.current_stream() asks, without the Stream object around it.
+        self.raw_stream = getattr(module._C, "_cuda_getCurrentRawStream", None)
 
     def read(self, array: Any, name: str) -> Read:
         if array.requires_grad and self.grad_enabled():
@@ -224,6 +226,8 @@ class Torch(Family):
         return made.data_ptr(), made
 
     def stream(self, ordinal: int) -> int:
+        if self.raw_stream is not None:
+            return self.raw_stream(ordinal)
         return self.module.cuda.current_stream(ordinal).cuda_stream
 
 

@@ -11,6 +11,8 @@ from ._errors import ArgumentError
 
 Dimension = Tuple[int, Shape]  # its size, and a stride for each array
 
+Strides = Dict[str, Optional[Shape]]  # of each array
+
 
 class Layout(NamedTuple):
     rows: int
@@ -43,11 +45,12 @@ def in_two(shape: Shape, axes: Sequence[int], strides: Sequence[Shape],
     return found[0] if found else (1, nothing), found[1] if len(found) == 2 else groups
 
 
-def lay_out(shape: Shape, outputs: Dict[str, Shape], inputs: Dict[str, Optional[Shape]],
+def lay_out(shape: Shape, outputs: Strides, inputs: Strides,
             new: Sequence[str], widths: Dict[str, int], per_group: bool) -> Layout:
     """shape: the leading dimensions. outputs, inputs: the arrays' strides over them; None for an
-    input that is copied in any case. new: outputs that are still to be made. widths: elements in a
-    row of each array. ArgumentError, with the name, for an output that does not fit.
+    input, never an output, that is copied in any case. new: outputs that are still to be made.
+    widths: elements in a row of each array. ArgumentError, with the name, for an output that does
+    not fit.
     """
     natural = tuple(range(len(shape)))
     candidates = [natural]

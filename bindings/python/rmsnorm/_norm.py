@@ -13,6 +13,7 @@ from ._arrays import Family, Shape, View
 from ._errors import ArgumentError
 
 Array = Any  # of NumPy, PyTorch, CuPy, or with __dlpack__
+Scalars = Tuple[float, float, int, int]  # eps, weight_offset, rounding, flags
 
 _ROUNDINGS = {"once": _abi.ROUNDING_ONCE, "llama": _abi.ROUNDING_LLAMA}
 _MOST_PLANS = 1024
@@ -46,7 +47,8 @@ def rms_norm(x: Array, weight: Optional[Array] = None, eps: float = 1e-6, *,
         Face's LlamaRMSNorm does.
     out: where y goes, of x's shape; x itself is allowed. Absent: a new array of x's dtype.
     residual_out: where h goes; residual and x are allowed. Absent, with a residual: a new array of
-        residual's dtype. False: h is not kept. h is rounded to this dtype before it is normalised.
+        residual's dtype. h is rounded to its dtype before it is normalised. False: h is not kept,
+        and rounded to x's and residual's dtype, to float32 where they differ.
     rstd: where 1 / sqrt(...) goes, of x's shape without cols, float32 (float64 where all is), for
         rms_norm_backward. True: a new array.
 
@@ -66,8 +68,8 @@ def rms_norm(x: Array, weight: Optional[Array] = None, eps: float = 1e-6, *,
         out = True
     if residual_out is None:
         residual_out = residual is not None
-    arrays = _run(FORWARD, (x, residual, weight, bias, out, residual_out, rstd),
-                  (eps, weight_offset, rounding, 0))
+    scalars = _scalars(eps, weight_offset, _rounding(rounding), 0)
+    arrays = _run(FORWARD, (x, residual, weight, bias, out, residual_out, rstd), scalars)
     if residual_out is False and rstd is False:
         return arrays[4]
     return tuple(array for array in arrays[4:] if array is not None and array is not False)
@@ -106,8 +108,9 @@ def rms_norm_backward(dy: Array, x: Array, weight: Optional[Array] = None, eps: 
         for name, array in (("dweight", dweight), ("dbias", dbias)):
             if array is True:
                 raise ArgumentError(f"{name} must be given with accumulate: it is added to")
+    scalars = _scalars(eps, weight_offset, _abi.ROUNDING_ONCE, flags)
     arrays = _run(BACKWARD, (dy, x, weight, rstd, dresidual_out, dx, dresidual, dweight, dbias),
-                  (eps, weight_offset, "once", flags))
+                  scalars)
     dx, dresidual, dweight, dbias = (None if array is False else array for array in arrays[5:])
     return Gradients(dx, dweight, dbias, dresidual)
 
@@ -207,13 +210,14 @@ class Plan:
 
 
 def _run(operation: Operation, given: Tuple[Array, ...],
-         scalars: Tuple[Any, ...]) -> List[Optional[Array]]:
+         scalars: Scalars) -> List[Optional[Array]]:
     """Runs it on the tensors given: each an array, None or False (absent), or True (to be made).
-
-    scalars: eps, weight_offset, rounding, flags. Returns the tensors, with the outputs made.
+    Returns them, with the outputs made.
     """
     readers = _arrays.readers
-    pointers, parts, alive = [], [scalars], []
+    pointers: List[int] = []
+    parts: List[Any] = [scalars]  # of the key
+    alive: List[Any] = []
     for array, name in zip(given, operation.names):
         if array is None or array is False or array is True:
             pointers.append(0)
@@ -225,11 +229,7 @@ def _run(operation: Operation, given: Tuple[Array, ...],
             parts.append(signature)
             alive.append(keeper)
     key = tuple(parts)
-    try:
-        plan = operation.plans.get(key)
-    except TypeError:  # a scalar that is not hashable, such as an array of no dimensions
-        key = (tuple(_scalars(scalars).values()), *key[1:])
-        plan = operation.plans.get(key)
+    plan = operation.plans.get(key)
     if plan is None:
         plan = _make_plan(operation, given, key, scalars)
         if len(operation.plans) >= _MOST_PLANS:
@@ -257,8 +257,7 @@ def _run(operation: Operation, given: Tuple[Array, ...],
         words[index] = pointer
     status = plan.function(plan.handle, params, workspace, plan.workspace_size, stream)
     if status:
-        error = _errors.from_status(plan.context.functions, status)
-        raise type(error)(_in_callers_names(operation, str(error)), status)
+        raise _refusal(operation, plan.context, status)
     plan.give_back(slot)
     return arrays
 
@@ -272,11 +271,36 @@ def _pointer(array: Array) -> int:
     return read(array, "")[0]
 
 
-def _in_callers_names(operation: Operation, text: str) -> str:
-    """The library's text, with what it calls otherwise explained."""
+def _refusal(operation: Operation, context: _context.Context, status: int) -> _errors.Error:
+    """The library's error, with what it calls otherwise than the caller explained."""
+    error = _errors.from_status(context.functions, status)
+    text = str(error)
     other = [f"{tensor.field} is the argument {tensor.name}" for tensor in operation.tensors
              if tensor.field != tensor.name and re.search(rf"\b{tensor.field}\b", text)]
-    return f"{text} ({', '.join(other)})" if other else text
+    return type(error)(f"{text} ({', '.join(other)})", status) if other else error
+
+
+def _scalars(eps: Any, weight_offset: Any, rounding: int, flags: int) -> Scalars:
+    if type(eps) is not float:
+        eps = _number("eps", eps)
+    if type(weight_offset) is not float:
+        weight_offset = _number("weight_offset", weight_offset)
+    return eps, weight_offset, rounding, flags
+
+
+def _number(name: str, value: Any) -> float:
+    try:
+        return float(value)
+    except (TypeError, ValueError):
+        raise TypeError(f"{name} must be a number, not {type(value).__name__}") from None
+
+
+def _rounding(name: str) -> int:
+    try:
+        return _ROUNDINGS[name]
+    except (KeyError, TypeError):
+        raise ArgumentError(f"rounding = {name!r}, but it must be one of "
+                            f"{', '.join(map(repr, _ROUNDINGS))}") from None
 
 
 # ---- Making a plan -------------------------------------------------------------------------------
@@ -292,84 +316,99 @@ _context.on_change.append(forget_plans)
 
 
 def _make_plan(operation: Operation, given: Tuple[Array, ...], key: Tuple[Any, ...],
-               scalars: Tuple[Any, ...]) -> Plan:
+               scalars: Scalars) -> Plan:
     """Checks all that the library cannot see, and lays the arrays out."""
     names = operation.names
-    views: Dict[str, View] = {}
-    for tensor, signature in zip(operation.tensors, key[1:]):
-        if isinstance(signature, tuple):
-            views[tensor.name] = _family_of(signature).view(signature, tensor.name)
-    for name in operation.required:
-        if name not in views:
-            raise TypeError(f"{name} must be an array, not {given[names.index(name)]}")
+    views = _views(operation, given, key)
     main = views[operation.main]
-    if not main.shape:
-        raise ArgumentError(f"{operation.main} has no dimensions, but it must have rows")
     leading, cols = main.shape[:-1], main.shape[-1]
-    if cols == 0:
-        raise ArgumentError(f"{operation.main} has shape {main.shape}: a row has at least 1 column")
-    for tensor in operation.tensors:
-        if tensor.name in views:
-            _check(tensor, views[tensor.name], operation.main, main)
-    per_group = any(tensor.shape == "vector" and len(views[tensor.name].shape) == 2
-                    for tensor in operation.tensors if tensor.name in views)
-
+    # Of each output that is to be made: whose library and dtype, and the dtype if another one.
     made = {tensor.name: _like(tensor, views, operation.main) for tensor, array
             in zip(operation.tensors, given) if tensor.output and array is True}
-    over_rows = [tensor for tensor in operation.tensors if tensor.shape != "vector"]
-    layout = _layout.lay_out(
-        leading,
-        {t.name: _leading_strides(t, views[t.name], cols) for t in over_rows
-         if t.output and t.name in views},
-        {t.name: _leading_strides(t, views[t.name], cols) for t in over_rows
-         if not t.output and t.name in views},
-        [t.name for t in over_rows if t.name in made],
-        {t.name: 1 if t.shape == "rstd" else cols for t in over_rows}, per_group)
+    per_group = any(tensor.shape == "vector" and len(views[tensor.name].shape) == 2
+                    for tensor in operation.tensors if tensor.name in views)
+    layout = _lay_out(operation, views, list(made), leading, cols, per_group)
 
-    params = operation.params(rows=layout.rows, groups=layout.groups, cols=cols,
-                              **_scalars(scalars))
+    eps, weight_offset, rounding, flags = scalars
+    params = operation.params(rows=layout.rows, groups=layout.groups, cols=cols, eps=eps,
+                              weight_offset=weight_offset, rounding=rounding, flags=flags)
     plan = Plan(_context.get(*main.device), operation, params)
     plan.main = names.index(operation.main)
     if main.device[0] != _abi.DEVICE_CPU:
         plan.family = _family_of(key[plan.main + 1])
     vectors_per_group = per_group and operation is BACKWARD
     for position, tensor in enumerate(operation.tensors):
-        field = getattr(params, tensor.field)
-        if tensor.name in views:
-            view = views[tensor.name]
-            field.dtype = view.dtype
-        elif tensor.name in made:
-            like, dtype = made[tensor.name]
-            field.dtype = views[like].dtype if dtype is None else dtype
-        else:
+        name, view = tensor.name, views.get(tensor.name)
+        if view is None and name not in made:
             continue
-        if tensor.shape != "vector":
-            field.row_stride, field.group_stride = layout.strides[tensor.name]
+        field = getattr(params, tensor.field)
+        copied = name in layout.copied
+        shape: Shape
+        if tensor.shape == "vector":
+            shape = (leading[-1], cols) if vectors_per_group else (cols,)
+            axes = tuple(range(len(shape if view is None else view.shape)))
+            field.group_stride = cols if vectors_per_group else 0
+            if view is not None:
+                field.group_stride, copied = _vector(tensor, view, vectors_per_group)
+        else:
+            field.row_stride, field.group_stride = layout.strides[name]
             shape, axes = leading, layout.axes
             if tensor.shape == "rows":
-                shape, axes = main.shape, (*axes, len(leading))
-            if tensor.name in layout.copied:
+                shape, axes = main.shape, (*layout.axes, len(leading))
+        if view is not None:
+            field.dtype = view.dtype
+            if copied:
                 plan.copies.append((position, axes))
         else:
-            shape = (leading[-1], cols) if vectors_per_group else (cols,)
-            axes = range(len(shape))
-            field.group_stride = cols if vectors_per_group else 0
-            if tensor.name in views:
-                field.group_stride, copied = _vector(tensor, view, vectors_per_group)
-                if copied:
-                    plan.copies.append((position, tuple(range(len(view.shape)))))
-        if tensor.name in made:
-            in_order = list(axes) == sorted(axes)
+            like, dtype = made[name]
+            field.dtype = views[like].dtype if dtype is None else dtype
+            in_order = axes == tuple(sorted(axes))
             plan.new.append(New(position, names.index(like), shape, dtype,
-                                None if in_order else tuple(axes)))
+                                None if in_order else axes))
     size = ctypes.c_size_t()
     query = getattr(plan.context.functions, f"{operation.name}_workspace_size")
     status = query(plan.handle, params, size)
     if status:
-        error = _errors.from_status(plan.context.functions, status)
-        raise type(error)(_in_callers_names(operation, str(error)), status)
+        raise _refusal(operation, plan.context, status)
     plan.workspace_size = size.value
     return plan
+
+
+def _views(operation: Operation, given: Tuple[Array, ...],
+           key: Tuple[Any, ...]) -> Dict[str, View]:
+    """What is known of each array that is there; all of it goes together."""
+    views: Dict[str, View] = {}
+    for tensor, array, signature in zip(operation.tensors, given, key[1:]):
+        if isinstance(signature, tuple):
+            views[tensor.name] = _family_of(signature).view(signature, tensor.name)
+        elif tensor.name in operation.required or (array is not None and not tensor.output):
+            raise TypeError(f"{tensor.name} must be an array, not {array}")
+    main = views[operation.main]
+    if not main.shape:
+        raise ArgumentError(f"{operation.main} has no dimensions, but it must have rows")
+    if main.shape[-1] == 0:
+        raise ArgumentError(f"{operation.main} has shape {main.shape}: a row has at least 1 column")
+    for tensor in operation.tensors:
+        if tensor.name in views:
+            _check(tensor, views[tensor.name], operation.main, main)
+    return views
+
+
+def _lay_out(operation: Operation, views: Dict[str, View], made: List[str], leading: Shape,
+             cols: int, per_group: bool) -> _layout.Layout:
+    """The layout of all but the vectors."""
+    outputs: _layout.Strides = {}
+    inputs: _layout.Strides = {}
+    widths: Dict[str, int] = {}
+    for tensor in operation.tensors:
+        if tensor.shape == "vector":
+            continue
+        widths[tensor.name] = 1 if tensor.shape == "rstd" else cols
+        if tensor.name in views:
+            strides = _leading_strides(tensor, views[tensor.name], cols)
+            (outputs if tensor.output else inputs)[tensor.name] = strides
+    return _layout.lay_out(leading, outputs, inputs, [name for name in made if name in widths],
+                           widths, per_group)
 
 
 def _check(tensor: Tensor, view: View, main_name: str, main: View) -> None:
@@ -423,26 +462,12 @@ def _leading_strides(tensor: Tensor, view: View, cols: int) -> Optional[Shape]:
 def _vector(tensor: Tensor, view: View, own_strides: bool) -> Tuple[int, bool]:
     """A vector's group_stride, and whether it has to be copied."""
     per_group, cols = len(view.shape) == 2, view.shape[-1]
-    gapless = view.strides is not None and (cols == 1 or view.strides[-1] == 1)
-    stride = view.strides[0] if gapless and per_group else 0
-    # Backward tells sums over groups by a stride of 0: a vector per group must have one.
-    if gapless and not (own_strides and stride == 0 and per_group):
-        return stride, False
+    if view.strides is not None and (cols == 1 or view.strides[-1] == 1):
+        stride = view.strides[0] if per_group else 0
+        # Backward tells sums over groups by a stride of 0: a vector per group must have one.
+        if not (own_strides and stride == 0 and per_group):
+            return stride, False
     if tensor.output:
         raise ArgumentError(f"{tensor.name} is an output whose elements are not next to each "
                             "other: make it contiguous")
     return cols if per_group else 0, True
-
-
-def _scalars(scalars: Tuple[Any, ...]) -> Dict[str, Any]:
-    eps, weight_offset, rounding, flags = scalars
-    numbers = {}
-    for name, value in (("eps", eps), ("weight_offset", weight_offset)):
-        try:
-            numbers[name] = float(value)
-        except (TypeError, ValueError):
-            raise TypeError(f"{name} must be a number, not {type(value).__name__}") from None
-    if rounding not in _ROUNDINGS:
-        raise ArgumentError(f"rounding = {rounding!r}, but it must be one of "
-                            f"{', '.join(map(repr, _ROUNDINGS))}")
-    return {**numbers, "rounding": _ROUNDINGS[rounding], "flags": flags}

@@ -35,7 +35,7 @@ def _forward(context: _context.Context, x: int, weight: int, y: int) -> None:
 def _exact(x: "array[float]", weight: "array[float]") -> List[Decimal]:
     with localcontext() as decimal:
         decimal.prec = 60
-        squares = sum(Decimal(value) ** 2 for value in x)
+        squares = sum((Decimal(value) ** 2 for value in x), Decimal(0))
         scale = 1 / (squares / COLS + Decimal(EPS)).sqrt()
         return [Decimal(a) * scale * Decimal(b) for a, b in zip(x, weight)]
 
