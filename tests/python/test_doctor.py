@@ -3,6 +3,7 @@ import os
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 import stub
 
@@ -22,7 +23,7 @@ def test_all_is_well():
     assert done.returncode == 0 and done.stderr == "", done
     lines = done.stdout.splitlines()
     assert lines[0].startswith(f"rmsnorm {rmsnorm.__version__} for ABI 0, in ")
-    assert any(line.startswith("  numpy: 2.") for line in lines), lines
+    assert f"  numpy: {np.__version__}" in lines
     assert f"library {rmsnorm.__version__} with ABI 0: {_library.load().path}" in lines
     assert f"  {_library.load().build_info}" in lines
     for device in rmsnorm.devices():
