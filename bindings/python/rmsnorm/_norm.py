@@ -181,15 +181,18 @@ class New(NamedTuple):
 class Plan:
     """All of a call but its pointers."""
 
+    __slots__ = ("context", "handle", "function", "params", "pointers", "copies", "new",
+                 "workspace_size", "family", "main", "_free")
+
     def __init__(self, context: _context.Context, operation: Operation,
                  params: ctypes.Structure) -> None:
         self.context = context
         self.handle = context.handle
         self.function: Callable[..., int] = getattr(context.functions, operation.name)
         self.params = params
-        # Where each tensor's pointer stands in params, in 8-byte words.
-        self.words = tuple(getattr(operation.params, tensor.field).offset // 8
-                           for tensor in operation.tensors)
+        # The present tensors: their positions, and where their pointers stand in params, in 8-byte
+        # words.
+        self.pointers: List[Tuple[int, int]] = []
         self.copies: List[Tuple[int, Tuple[int, ...]]] = []  # position, axes
         self.new: List[New] = []
         self.workspace_size = 0
@@ -253,8 +256,8 @@ def _run(operation: Operation, given: Tuple[Array, ...],
         alive.append(keeper)
     slot = plan.take()
     params, words = slot
-    for index, pointer in zip(plan.words, pointers):
-        words[index] = pointer
+    for position, word in plan.pointers:
+        words[word] = pointers[position]
     status = plan.function(plan.handle, params, workspace, plan.workspace_size, stream)
     if status:
         raise _refusal(operation, plan.context, status)
@@ -342,6 +345,7 @@ def _make_plan(operation: Operation, given: Tuple[Array, ...], key: Tuple[Any, .
         if view is None and name not in made:
             continue
         field = getattr(params, tensor.field)
+        plan.pointers.append((position, getattr(operation.params, tensor.field).offset // 8))
         copied = name in layout.copied
         shape: Shape
         if tensor.shape == "vector":
