@@ -1,8 +1,11 @@
+import os
 import zlib
 
 import devices
 import numpy as np
 import pytest
+
+os.environ.setdefault("JAX_PLATFORMS", "cpu")  # else it takes the GPU's memory for itself
 
 
 def pytest_generate_tests(metafunc):

@@ -13,7 +13,7 @@ class Bounds(NamedTuple):
     """include/rmsnorm.h, "Numerics". In ulps, and as shares of the absolute terms."""
     y: Dict[np.dtype, float]
     bias: float  # of the product, where there is a bias
-    rstd: float
+    rstd: float  # where x, y or h is float32
     gradient: Dict[np.dtype, float]
     dx: float
     vectors: float
@@ -105,7 +105,6 @@ class Cupy(Device):
             return None
         if values.dtype == BF16:
             try:
-                self.cupy.dtype(BF16)
                 return self.cupy.asarray(values)
             except (TypeError, ValueError):
                 pytest.skip("this CuPy has no bfloat16")
