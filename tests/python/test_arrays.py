@@ -173,6 +173,8 @@ def test_dlpack_read_only(random):
 def test_dlpack_of_other_kinds(random):
     with pytest.raises(ArgumentError, match="^x: .*native"):
         rmsnorm.rms_norm(Dlpack(np.zeros((2, 8), ">f4")))
+    with pytest.raises(ArgumentError, match="x has no dimensions"):
+        rmsnorm.rms_norm(Dlpack(np.zeros((), np.float32)))
     with pytest.raises(ArgumentError, match="x has dtype of DLPack code 0 with 32 bits"):
         rmsnorm.rms_norm(Dlpack(np.zeros((2, 8), np.int32)))
 

@@ -125,6 +125,16 @@ def test_missing_partners(device, arrays):
         rmsnorm.rms_norm(arrays["x"], out=False)
 
 
+def test_no_groups(random):
+    """groups = 0 would be read as 1 by the library."""
+    nothing = np.zeros((3, 0, COLS), F32)
+    with pytest.raises(ArgumentError, match="weight has shape \\(0, 32\\).* at least one group"):
+        rmsnorm.rms_norm(nothing, np.zeros((0, COLS), F32))
+    with pytest.raises(ArgumentError, match="dweight has shape \\(0, 32\\).* at least one group"):
+        rmsnorm.rms_norm_backward(nothing, nothing, dweight=np.zeros((0, COLS), F32))
+    assert rmsnorm.rms_norm(nothing, random(COLS)).shape == nothing.shape
+
+
 @pytest.mark.parametrize("name", ["out", "residual_out", "rstd"])
 def test_read_only_outputs(random, name):
     given = {"x": random(ROWS, COLS), "residual": random(ROWS, COLS),

@@ -20,7 +20,6 @@ Axes = Optional[Sequence[int]]
 DTYPES = {"float32": _abi.DTYPE_F32, "float16": _abi.DTYPE_F16, "bfloat16": _abi.DTYPE_BF16,
           "float64": _abi.DTYPE_F64}
 DTYPE_NAMES = {code: name for name, code in DTYPES.items()}
-ITEM_SIZES = {_abi.DTYPE_F32: 4, _abi.DTYPE_F16: 2, _abi.DTYPE_BF16: 2, _abi.DTYPE_F64: 8}
 
 CPU = (_abi.DEVICE_CPU, 0)
 

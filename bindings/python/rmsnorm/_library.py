@@ -48,6 +48,14 @@ def load() -> Library:
     return _loaded
 
 
+def _after_fork_in_child() -> None:
+    global _lock
+    _lock = threading.Lock()  # another thread may have held it
+
+
+os.register_at_fork(after_in_child=_after_fork_in_child)
+
+
 def check(status: int) -> None:
     """Raises the exception of a status other than SUCCESS, with this thread's latest text."""
     if status != _abi.SUCCESS:

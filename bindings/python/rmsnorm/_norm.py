@@ -430,6 +430,8 @@ def _check(tensor: Tensor, view: View, main_name: str, main: View) -> None:
         groups = f", or {shape[-2:]} for one per group" if len(shape) > 1 else ""
         raise ArgumentError(f"{name} has shape {view.shape}, but with {main_name}'s {shape} it "
                             f"must be {shape[-1:]}{groups}")
+    if tensor.shape == "vector" and view.shape[0] == 0:
+        raise ArgumentError(f"{name} has shape {view.shape}, but there must be at least one group")
     if tensor.output and not view.writable:
         raise ArgumentError(f"{name} is read-only, but it is an output")
 
