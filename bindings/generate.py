@@ -363,8 +363,10 @@ def python(found: Interface) -> str:
     lines += ["", "", "# The size of each structure in C, and where its fields stand.",
               "LAYOUT = {"]
     for struct in found.structs:
-        lines += in_items(f"    {camel(struct.name)}: ({struct.size}, {{",
-                          [f'"{field.name}": {field.offset}' for field in struct.fields], "}),", 8)
+        lines += [f"    {camel(struct.name)}: ({struct.size}, {{"]
+        lines += in_items(" " * 7, [f'"{field.name}": {field.offset}' for field in struct.fields],
+                          "", 8)
+        lines += ["    }),"]
     lines += ["}", "", "", "class Functions:",
               '    """A loaded library: its functions without their prefix, with their types."""',
               "",
@@ -482,7 +484,7 @@ def julia(found: Interface) -> str:
         lines += call(short(each.name), ["f::Functions", *names])
         lines[-1] += " ="
         lines += call("    ccall", [f"f.{short(each.name)}", julia_type(each.result, found),
-                                           tuple_, *names])
+                                    tuple_, *names])
     return "\n".join(lines) + "\n"
 
 

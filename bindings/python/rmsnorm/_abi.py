@@ -242,20 +242,31 @@ class BackwardParams(_Sized):
 
 # The size of each structure in C, and where its fields stand.
 LAYOUT = {
-    Tensor: (32, {"data": 0, "row_stride": 8, "group_stride": 16, "dtype": 24, "reserved": 28}),
-    Input: (32, {"data": 0, "row_stride": 8, "group_stride": 16, "dtype": 24, "reserved": 28}),
-    DeviceInfo: (208, {"struct_size": 0, "device": 8, "ordinal": 12, "compute_capability": 16,
-        "processors": 20, "supported": 24, "reserved": 28, "memory_bytes": 32, "cache_bytes": 40,
-        "name": 48, "isa": 176}),
-    ContextOptions: (56, {"struct_size": 0, "device": 8, "ordinal": 12, "flags": 16,
-        "cpu_threads": 20, "log": 24, "log_user": 32, "parallel_for": 40, "parallel_for_user": 48}),
-    ForwardParams: (280, {"struct_size": 0, "rows": 8, "groups": 16, "cols": 24, "eps": 32,
-        "weight_offset": 40, "rounding": 48, "flags": 52, "x": 56, "residual": 88, "weight": 120,
-        "bias": 152, "y": 184, "residual_out": 216, "rstd": 248}),
-    BackwardParams: (344, {"struct_size": 0, "rows": 8, "groups": 16, "cols": 24, "eps": 32,
-        "weight_offset": 40, "rounding": 48, "flags": 52, "dy": 56, "x": 88, "weight": 120,
-        "rstd": 152, "dresidual_out": 184, "dx": 216, "dresidual": 248, "dweight": 280,
-        "dbias": 312}),
+    Tensor: (32, {
+        "data": 0, "row_stride": 8, "group_stride": 16, "dtype": 24, "reserved": 28
+    }),
+    Input: (32, {
+        "data": 0, "row_stride": 8, "group_stride": 16, "dtype": 24, "reserved": 28
+    }),
+    DeviceInfo: (208, {
+        "struct_size": 0, "device": 8, "ordinal": 12, "compute_capability": 16, "processors": 20,
+        "supported": 24, "reserved": 28, "memory_bytes": 32, "cache_bytes": 40, "name": 48,
+        "isa": 176
+    }),
+    ContextOptions: (56, {
+        "struct_size": 0, "device": 8, "ordinal": 12, "flags": 16, "cpu_threads": 20, "log": 24,
+        "log_user": 32, "parallel_for": 40, "parallel_for_user": 48
+    }),
+    ForwardParams: (280, {
+        "struct_size": 0, "rows": 8, "groups": 16, "cols": 24, "eps": 32, "weight_offset": 40,
+        "rounding": 48, "flags": 52, "x": 56, "residual": 88, "weight": 120, "bias": 152, "y": 184,
+        "residual_out": 216, "rstd": 248
+    }),
+    BackwardParams: (344, {
+        "struct_size": 0, "rows": 8, "groups": 16, "cols": 24, "eps": 32, "weight_offset": 40,
+        "rounding": 48, "flags": 52, "dy": 56, "x": 88, "weight": 120, "rstd": 152,
+        "dresidual_out": 184, "dx": 216, "dresidual": 248, "dweight": 280, "dbias": 312
+    }),
 }
 
 
