@@ -112,12 +112,13 @@ def comment_of(node: dict, text: str) -> str:
     if inside.startswith(" ----"):  # the line above a section, then its text, are one to clang
         begin = text.index("/*", begin) + 2
         inside = text[begin:text.index("*/", begin)]
+    inside = inside.encode("latin-1").decode()
     lines = [re.sub(r"^\s*\*? ?", "", line).rstrip() for line in inside.split("\n")]
     return "\n".join(lines).strip("\n").rstrip()
 
 
 def read_header() -> Interface:
-    text = HEADER.read_text()
+    text = HEADER.read_text(encoding="latin-1")  # a character a byte: clang's offsets are bytes
     tree = json.loads(clang("-Xclang", "-ast-dump=json", "-fparse-all-comments", "-fsyntax-only"))
     macros = re.findall(r"^#define (RMSNORM_\w+) (\d+)$", text, flags=re.M)
     found = Interface([Group([Constant(name, int(value), "") for name, value in macros], "")],
@@ -156,7 +157,10 @@ def read_header() -> Interface:
 
 
 def read_constant(node: dict, text: str) -> Constant:
-    value = next(inner["value"] for inner in node["inner"] if inner["kind"] == "ConstantExpr")
+    value = next((inner["value"] for inner in node.get("inner", [])
+                  if inner["kind"] == "ConstantExpr"), None)
+    if value is None:
+        sys.exit(f"generate.py: {node['name']} has no value of its own")
     return Constant(node["name"], int(value), comment_of(node, text))
 
 
@@ -270,7 +274,7 @@ def in_items(head: str, items: List[str], tail: str, indent: int) -> List[str]:
         if len(lines[-1]) + 1 + len(item) > WIDTH:
             lines.append(" " * indent + item)
         else:
-            lines[-1] += ("" if lines[-1].endswith("(") or lines[-1].endswith("{") else " ") + item
+            lines[-1] += ("" if lines[-1].endswith("(") else " ") + item
     return lines
 
 

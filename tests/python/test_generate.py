@@ -81,6 +81,22 @@ def test_a_header_that_does_not_compile(tree):
     assert done.returncode == 1 and "clang refused the header" in done.stdout
 
 
+def test_comments_beyond_ascii(tree):
+    """clang counts bytes."""
+    changed(tree, "include/rmsnorm.h", "In short", "\u00c0 la carte: mean(h\u00b2) \u2264 1")
+    changed(tree, "include/rmsnorm.h", "a scalar is out of its range", "a scalar is \u2265 it")
+    done = generate(tree, "--check")
+    assert done.returncode == 1 and "a scalar is \u2265 it" in done.stdout
+    assert done.stdout.startswith("bindings/python/rmsnorm/_abi.py:"), done.stdout
+    assert done.stdout.count("ERROR_VALUE = 1002") == 2
+
+
+def test_an_enum_without_values(tree):
+    changed(tree, "include/rmsnorm.h", "RMSNORM_DEVICE_CUDA = 2", "RMSNORM_DEVICE_CUDA")
+    done = generate(tree)
+    assert done.returncode == 1 and "RMSNORM_DEVICE_CUDA has no value of its own" in done.stdout
+
+
 def test_a_type_that_the_bindings_do_not_know(tree):
     changed(tree, "include/rmsnorm.h", "typedef int32_t rmsnorm_device_t;",
             "typedef short rmsnorm_device_t;")

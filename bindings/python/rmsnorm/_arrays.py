@@ -131,10 +131,11 @@ class Jax(Numpy):
     """JAX's arrays on the CPU, as NumPy sees them: without a copy, and read-only."""
 
     def read(self, array: Any, name: str) -> Read:
-        if isinstance(array, sys.modules["jax"].core.Tracer):
+        ask_device = getattr(array, "__dlpack_device__", None)
+        if ask_device is None:
             raise TypeError(f"{name} is a JAX tracer: this function does not run inside jax.jit, "
                             "grad or vmap")
-        if array.__dlpack_device__()[0] != _abi.DEVICE_CPU:
+        if ask_device()[0] != _abi.DEVICE_CPU:
             raise ArgumentError(f"{name} is a JAX array on a GPU: only those on the CPU are read")
         seen = self.module.asarray(array)
         pointer, key, _ = super().read(seen, name)
