@@ -1,0 +1,288 @@
+"""Runs the library on the memory of plain tensors on the CPU and CUDA. Autograd is not seen here.
+
+What a call means for the library is worked out once per signature (shapes, strides, dtypes, device,
+scalars) by rmsnorm._norm; a later call of the same signature allocates its outputs, writes their
+pointers into the params struct that is kept, and calls C. Outputs, workspaces and copies come from
+PyTorch's allocator, and a CUDA call goes into the current stream of x's device.
+
+Outputs have x's order of dimensions in memory (like()): then a transposed x needs no copy. The
+fake kernels use the same functions, so that a compiled graph sees the strides that come.
+"""
+from typing import Any, Dict, List, Optional, Sequence, Tuple
+
+import torch
+from torch import Tensor
+
+from .. import _abi, _arrays, _context, _norm
+from .._errors import ArgumentError
+
+Signature = Tuple[Any, ...]
+
+_empty, _empty_like = torch.empty, torch.empty_like
+_float32, _float64 = torch.float32, torch.float64
+_MOST_PLANS = 1024
+_plans: Dict[Signature, "_Plan"] = {}
+_context.on_change.append(_plans.clear)
+
+_family = _arrays.find_reader(torch.empty(0), "").__self__  # type: ignore[attr-defined]
+
+
+class _Plan:
+    """A call's plan, with the layout of the outputs to be made."""
+
+    __slots__ = ("plan", "dense", "rows_shape")
+
+    def __init__(self, plan: _norm.Plan, main: Tensor) -> None:
+        self.plan = plan
+        self.dense = main.is_contiguous()
+        self.rows_shape = main.shape[:-1]
+
+
+# ---- Outputs -------------------------------------------------------------------------------------
+
+
+def like(x: Tensor, dtype: torch.dtype) -> Tensor:
+    """A new tensor of x's shape without gaps, its columns next to each other; the other dimensions
+    lie as x's do."""
+    made = _empty_like(x, dtype=dtype)
+    if made.dim() > 0 and made.stride(-1) == 1:
+        return made
+    return _empty(x.shape, dtype=dtype, device=x.device)
+
+
+def like_rows(y: Tensor, dtype: torch.dtype) -> Tensor:
+    """A new tensor with one element for each row of y, which like() has made."""
+    return _empty_like(y.select(-1, 0), dtype=dtype)
+
+
+def exact(*tensors: Optional[Tensor]) -> torch.dtype:
+    """rstd's dtype."""
+    return _float64 if any(t is not None and t.dtype is _float64 for t in tensors) else _float32
+
+
+# ---- Signatures and plans ------------------------------------------------------------------------
+
+
+def _signature(tensor: Optional[Tensor]) -> Any:
+    """What _norm knows a tensor by."""
+    if tensor is None:
+        return None
+    return _family, tensor.shape, tensor.stride(), tensor.dtype, tensor.device, False
+
+
+def check(tensor: Any, name: str) -> None:
+    """TypeError or ArgumentError for what is no tensor in strided memory."""
+    if not isinstance(tensor, Tensor):
+        raise TypeError(f"{name} must be a tensor, not {type(tensor).__name__}")
+    if tensor.layout is not torch.strided or tensor.is_nested:
+        raise ArgumentError(f"{name} has layout {tensor.layout}, but it must be strided memory")
+
+
+def _make(operation: _norm.Operation, key: Signature, given: Sequence[Optional[Tensor]],
+          scalars: _norm.Scalars, main: Tensor) -> _Plan:
+    for tensor, name in zip(given, operation.names):
+        if tensor is not None:
+            check(tensor, name)
+            if tensor.is_neg():
+                raise ArgumentError(f"{name} has its negative bit set: resolve_neg() makes it "
+                                    "plain")
+    parts = (scalars, *map(_signature, given))
+    made = _Plan(_norm._make_plan(operation, tuple(given), parts, scalars), main)
+    if main.shape[-1] > 1:  # else contiguity says nothing about the negative bit
+        if len(_plans) >= _MOST_PLANS:
+            _plans.clear()
+        _plans[key] = made
+    return made
+
+
+def _run(operation: _norm.Operation, plan: _norm.Plan, given: List[Optional[Tensor]],
+         main: Tensor) -> None:
+    for position, axes in plan.copies:
+        given[position] = _family.contiguous(given[position], axes)
+    workspace, stream = 0, 0
+    if plan.family is not None:
+        stream = _family.stream(plan.context.ordinal)
+    size = plan.workspace_size
+    if size:
+        scratch = _empty(size, dtype=torch.uint8, device=main.device)
+        workspace = scratch.data_ptr()
+    slot = plan.take()
+    params, words = slot
+    for position, word in plan.pointers:
+        words[word] = given[position].data_ptr()  # type: ignore[union-attr]
+    status = plan.function(plan.handle, params, workspace, size, stream)
+    if status:
+        raise _norm._refusal(operation, plan.context, status)
+    plan.give_back(slot)
+
+
+def _mixes_float64(*tensors: Optional[Tensor]) -> bool:
+    kinds = {tensor.dtype is _float64 for tensor in tensors if isinstance(tensor, Tensor)}
+    return len(kinds) > 1
+
+
+def _double(*tensors: Optional[Tensor]) -> List[Optional[Tensor]]:
+    return [None if tensor is None else tensor.double() for tensor in tensors]
+
+
+def _written(tensor: Tensor) -> None:
+    """Tells autograd that it was changed in place."""
+    if not tensor.is_inference():
+        torch.autograd.graph.increment_version(tensor)
+
+
+# ---- The three operations ------------------------------------------------------------------------
+
+
+def forward(x: Tensor, weight: Optional[Tensor], eps: float, weight_offset: float, rounding: int,
+            dtype: torch.dtype, out: Optional[Tensor] = None,
+            keep_rstd: bool = False) -> Tuple[Tensor, Optional[Tensor]]:
+    """y, in out or a new tensor of dtype, and rstd if it is kept.
+
+    x: (..., cols). weight: (cols,) or None. rounding: _abi.ROUNDING_*.
+    """
+    key = (eps, weight_offset, rounding, dtype, keep_rstd,
+           x.shape, x.is_contiguous() or x.stride(), x.dtype, x.device,
+           None if weight is None else (weight.shape, weight.stride(), weight.dtype,
+                                        weight.device),
+           None if out is None else (out.shape, out.is_contiguous() or out.stride(), out.dtype,
+                                     out.device))
+    found = _plans.get(key)
+    y, rstd = out, None
+    if found is not None:
+        if y is None:
+            y = _empty_like(x, dtype=dtype) if found.dense else like(x, dtype)
+        if keep_rstd:
+            rstd = _empty(found.rows_shape, dtype=_float32 if dtype is not _float64 else _float64,
+                          device=x.device) if found.dense else like_rows(y, exact(x))
+        _run(_norm.FORWARD, found.plan, [x, None, weight, None, y, None, rstd], x)
+    else:
+        if _mixes_float64(x, weight, out) or (dtype is _float64) is not (x.dtype is _float64):
+            return _forward_in_double(x, weight, eps, weight_offset, rounding, dtype, out,
+                                      keep_rstd)
+        if y is None:
+            y = _output_like(x, dtype)
+        if keep_rstd:
+            rstd = like_rows(y, exact(x))
+        given = [x, None, weight, None, y, None, rstd]
+        found = _make(_norm.FORWARD, key, given, (eps, weight_offset, rounding, 0), x)
+        _run(_norm.FORWARD, found.plan, given, x)
+    if out is not None:
+        _written(out)
+    return y, rstd
+
+
+def _output_like(x: Tensor, dtype: torch.dtype) -> Tensor:
+    check(x, "x")
+    if x.dim() == 0:
+        raise ArgumentError("x has no dimensions, but it must have rows")
+    if dtype not in _family.dtypes:
+        raise _arrays.unknown_dtype("out_dtype", dtype)
+    return like(x, dtype)
+
+
+def _forward_in_double(x: Tensor, weight: Optional[Tensor], eps: float, weight_offset: float,
+                       rounding: int, dtype: torch.dtype, out: Optional[Tensor],
+                       keep_rstd: bool) -> Tuple[Tensor, Optional[Tensor]]:
+    """The library wants all or nothing in float64."""
+    if out is not None:
+        raise ArgumentError("x, weight and out must all be float64, or none of them")
+    wide, wide_weight = _double(x, weight)
+    assert wide is not None
+    y, rstd = forward(wide, wide_weight, eps, weight_offset, rounding, _float64, None, keep_rstd)
+    return y.to(dtype), rstd
+
+
+def add_forward(x: Tensor, residual: Tensor, weight: Optional[Tensor], eps: float,
+                weight_offset: float, rounding: int, dtype: torch.dtype, in_place: bool = False,
+                keep_rstd: bool = False) -> Tuple[Tensor, Tensor, Optional[Tensor]]:
+    """y, h and rstd if it is kept. in_place: y is x and h is residual; dtype is not used."""
+    key = (eps, weight_offset, rounding, dtype, keep_rstd, in_place,
+           x.shape, x.is_contiguous() or x.stride(), x.dtype, x.device,
+           residual.shape, residual.is_contiguous() or residual.stride(), residual.dtype,
+           residual.device,
+           None if weight is None else (weight.shape, weight.stride(), weight.dtype,
+                                        weight.device))
+    found = _plans.get(key)
+    if found is None and not in_place and (_mixes_float64(x, residual, weight) or
+                                           (dtype is _float64) is not (x.dtype is _float64)):
+        return _add_forward_in_double(x, residual, weight, eps, weight_offset, rounding, dtype,
+                                      keep_rstd)
+    y, h, rstd = x, residual, None
+    if not in_place:
+        y = _output_like(x, dtype) if found is None else like(x, dtype)
+        h = _empty_like(y, dtype=residual.dtype)
+    if keep_rstd:
+        rstd = like_rows(y, exact(x))
+    given = [x, residual, weight, None, y, h, rstd]
+    if found is None:
+        found = _make(_norm.FORWARD, key, given, (eps, weight_offset, rounding, 0), x)
+    _run(_norm.FORWARD, found.plan, given, x)
+    if in_place:
+        _written(x)
+        _written(residual)
+    return y, h, rstd
+
+
+def _add_forward_in_double(x: Tensor, residual: Tensor, weight: Optional[Tensor], eps: float,
+                           weight_offset: float, rounding: int, dtype: torch.dtype,
+                           keep_rstd: bool) -> Tuple[Tensor, Tensor, Optional[Tensor]]:
+    h = (x.double() + residual.double()).to(residual.dtype)
+    y, rstd = _forward_in_double(h, weight, eps, weight_offset, rounding, dtype, None, keep_rstd)
+    return y, h, rstd
+
+
+def backward(dy: Tensor, h: Tensor, weight: Optional[Tensor], rstd: Optional[Tensor],
+             dh: Optional[Tensor], eps: float, weight_offset: float,
+             dx_dtype: Optional[torch.dtype], dresidual_dtype: Optional[torch.dtype],
+             dweight: bool) -> Tuple[Optional[Tensor], Optional[Tensor], Optional[Tensor]]:
+    """dx, dresidual (dx once more, in another dtype) and dweight, where they are asked for.
+
+    h: what was normalised. dh: the gradient that arrives at h by other ways.
+    """
+    key = (eps, weight_offset, dx_dtype, dresidual_dtype, dweight,
+           dy.shape, dy.is_contiguous() or dy.stride(), dy.dtype, dy.device,
+           h.shape, h.is_contiguous() or h.stride(), h.dtype, h.device,
+           None if weight is None else (weight.shape, weight.stride(), weight.dtype,
+                                        weight.device),
+           None if rstd is None else (rstd.shape, rstd.is_contiguous() or rstd.stride(),
+                                      rstd.dtype, rstd.device),
+           None if dh is None else (dh.shape, dh.is_contiguous() or dh.stride(), dh.dtype,
+                                    dh.device))
+    found = _plans.get(key)
+    if found is None and (_mixes_float64(dy, h, weight, rstd, dh) or
+                          _float64 in (dx_dtype, dresidual_dtype) and h.dtype is not _float64):
+        return _backward_in_double(dy, h, weight, rstd, dh, eps, weight_offset, dx_dtype,
+                                   dresidual_dtype, dweight)
+    dx, dresidual, dw = made = backward_outputs(h, weight, dx_dtype, dresidual_dtype, dweight)
+    given = [dy, h, weight, rstd, dh, dx, dresidual, dw, None]
+    if found is None:
+        found = _make(_norm.BACKWARD, key, given, (eps, weight_offset, _abi.ROUNDING_ONCE, 0), h)
+    _run(_norm.BACKWARD, found.plan, given, h)
+    return made
+
+
+def backward_outputs(
+        h: Tensor, weight: Optional[Tensor], dx_dtype: Optional[torch.dtype],
+        dresidual_dtype: Optional[torch.dtype],
+        dweight: bool) -> Tuple[Optional[Tensor], Optional[Tensor], Optional[Tensor]]:
+    dx = None if dx_dtype is None else like(h, dx_dtype)
+    dresidual = None if dresidual_dtype is None else like(h, dresidual_dtype)
+    if not dweight:
+        return dx, dresidual, None
+    assert weight is not None
+    return dx, dresidual, _empty(weight.shape, dtype=weight.dtype, device=weight.device)
+
+
+def _backward_in_double(
+        dy: Tensor, h: Tensor, weight: Optional[Tensor], rstd: Optional[Tensor],
+        dh: Optional[Tensor], eps: float, weight_offset: float, dx_dtype: Optional[torch.dtype],
+        dresidual_dtype: Optional[torch.dtype],
+        dweight: bool) -> Tuple[Optional[Tensor], Optional[Tensor], Optional[Tensor]]:
+    wide = _double(dy, h, weight, rstd, dh)
+    gradients = backward(*wide, eps, weight_offset,  # type: ignore[arg-type]
+                         dx_dtype and _float64, dresidual_dtype and _float64, dweight)
+    dtypes = (dx_dtype, dresidual_dtype, None if weight is None else weight.dtype)
+    dx, dresidual, dw = (gradient if gradient is None else gradient.to(dtype)
+                         for gradient, dtype in zip(gradients, dtypes))
+    return dx, dresidual, dw

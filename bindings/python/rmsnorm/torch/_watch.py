@@ -1,0 +1,34 @@
+"""Who looks on: decides whether a call may go past the dispatcher.
+
+It may where the tensors are plain ones and nothing is active that sees operators go by: no dispatch
+or function mode (fake tensors, selective checkpointing, a default device, ...), no functorch
+level, no forward-mode AD, no tracing. Each test is one that PyTorch itself makes.
+"""
+from typing import Optional
+
+import torch
+from torch import Tensor
+from torch.autograd import forward_ad
+
+_PLAIN = {Tensor: True, torch.nn.Parameter: True, type(None): True}
+_dynamo = torch.compiler.is_dynamo_compiling
+_dispatch_modes = torch._C._len_torch_dispatch_stack
+_function_modes = torch._C._len_torch_function_stack
+_functorch = torch._C._are_functorch_transforms_active
+_tracing = torch._C._is_tracing
+
+
+def direct(*tensors: Optional[Tensor]) -> bool:
+    """Whether a call with these tensors may go past the dispatcher."""
+    if _dynamo():
+        return False
+    for tensor in tensors:
+        if type(tensor) not in _PLAIN:
+            return False
+    return not (_dispatch_modes() or _function_modes() or _functorch() or _tracing()
+                or forward_ad._current_level >= 0)
+
+
+def transformed() -> bool:
+    """Whether torch.func or forward-mode AD is at work, which want PyTorch's own operators."""
+    return _functorch() or forward_ad._current_level >= 0
