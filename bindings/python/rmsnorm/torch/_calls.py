@@ -8,6 +8,7 @@ PyTorch's allocator, and a CUDA call goes into the current stream of x's device.
 Outputs have x's order of dimensions in memory (like()): then a transposed x needs no copy. The
 fake kernels use the same functions, so that a compiled graph sees the strides that come.
 """
+import ctypes
 from typing import Any, Dict, List, Optional, Sequence, Tuple
 
 import torch
@@ -18,6 +19,7 @@ from .._errors import ArgumentError
 
 Signature = Tuple[Any, ...]
 
+_increment_version = torch._C._increment_version
 _empty, _empty_like = torch.empty, torch.empty_like
 _float32, _float64 = torch.float32, torch.float64
 _MOST_PLANS = 1024
@@ -25,17 +27,52 @@ _plans: Dict[Signature, "_Plan"] = {}
 _context.on_change.append(_plans.clear)
 
 _family = _arrays.find_reader(torch.empty(0), "").__self__  # type: ignore[attr-defined]
+_stream = _family.stream if _family.raw_stream is None else _family.raw_stream
+
+
+# The C functions with plain addresses for arguments: ctypes then has the least to do.
+_Call = ctypes.CFUNCTYPE(ctypes.c_int32, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_void_p,
+                         ctypes.c_size_t, ctypes.c_void_p)
 
 
 class _Plan:
     """A call's plan, with the layout of the outputs to be made."""
 
-    __slots__ = ("plan", "dense", "rows_shape")
+    __slots__ = ("plan", "call", "handle", "ordinal", "plain", "dense", "rows_shape", "free")
 
     def __init__(self, plan: _norm.Plan, main: Tensor) -> None:
         self.plan = plan
+        self.call = _Call(ctypes.cast(plan.function, ctypes.c_void_p).value)
+        self.handle = plan.handle
+        self.ordinal = plan.context.ordinal if plan.family is not None else None
+        self.plain = not plan.copies and not plan.workspace_size
         self.dense = main.is_contiguous()
         self.rows_shape = main.shape[:-1]
+        self.free: List[_Slot] = []
+
+    def slot(self) -> "_Slot":
+        """A params struct for one call: its address, its words, and what keeps it. It goes back
+        to free."""
+        try:
+            return self.free.pop()
+        except IndexError:  # each call that runs at the same time needs its own
+            pass
+        params = type(self.plan.params).from_buffer_copy(self.plan.params)
+        return ctypes.addressof(params), memoryview(params).cast("B").cast("Q"), params
+
+
+_Slot = Tuple[int, memoryview, ctypes.Structure]
+
+
+def _word(params: Any, field: str) -> int:
+    """Where a tensor's pointer stands in its struct."""
+    return getattr(params, field).offset // 8
+
+
+_X = _word(_abi.ForwardParams, "x")
+_WEIGHT = _word(_abi.ForwardParams, "weight")
+_Y = _word(_abi.ForwardParams, "y")
+_RSTD = _word(_abi.ForwardParams, "rstd")
 
 
 # ---- Outputs -------------------------------------------------------------------------------------
@@ -70,12 +107,30 @@ def _signature(tensor: Optional[Tensor]) -> Any:
     return _family, tensor.shape, tensor.stride(), tensor.dtype, tensor.device, False
 
 
+def _strides(tensor: Tensor) -> Any:
+    """What a key has of a tensor that is not contiguous; one that is has no negative bit."""
+    return tensor.stride(), tensor.is_neg()
+
+
+def _any_negative(*tensors: Optional[Tensor]) -> bool:
+    return any(isinstance(tensor, Tensor) and tensor.is_neg() for tensor in tensors)
+
+
+def _resolved(*tensors: Optional[Tensor]) -> List[Any]:
+    return [tensor if tensor is None else tensor.resolve_neg() for tensor in tensors]
+
+
 def check(tensor: Any, name: str) -> None:
     """TypeError or ArgumentError for what is no tensor in strided memory."""
     if not isinstance(tensor, Tensor):
         raise TypeError(f"{name} must be a tensor, not {type(tensor).__name__}")
     if tensor.layout is not torch.strided or tensor.is_nested:
         raise ArgumentError(f"{name} has layout {tensor.layout}, but it must be strided memory")
+
+
+def check_rows(x: Tensor) -> None:
+    if x.dim() == 0 or x.shape[-1] == 0:
+        raise ArgumentError(f"x has shape {tuple(x.shape)}, but a row has at least 1 column")
 
 
 def _make(operation: _norm.Operation, key: Signature, given: Sequence[Optional[Tensor]],
@@ -88,32 +143,32 @@ def _make(operation: _norm.Operation, key: Signature, given: Sequence[Optional[T
                                     "plain")
     parts = (scalars, *map(_signature, given))
     made = _Plan(_norm._make_plan(operation, tuple(given), parts, scalars), main)
-    if main.shape[-1] > 1:  # else contiguity says nothing about the negative bit
+    if main.shape[-1] > 1:  # one column alone may be contiguous and yet have a negative bit
         if len(_plans) >= _MOST_PLANS:
             _plans.clear()
         _plans[key] = made
     return made
 
 
-def _run(operation: _norm.Operation, plan: _norm.Plan, given: List[Optional[Tensor]],
+def _run(operation: _norm.Operation, found: _Plan, given: List[Optional[Tensor]],
          main: Tensor) -> None:
-    for position, axes in plan.copies:
-        given[position] = _family.contiguous(given[position], axes)
-    workspace, stream = 0, 0
-    if plan.family is not None:
-        stream = _family.stream(plan.context.ordinal)
-    size = plan.workspace_size
-    if size:
-        scratch = _empty(size, dtype=torch.uint8, device=main.device)
-        workspace = scratch.data_ptr()
-    slot = plan.take()
-    params, words = slot
-    for position, word in plan.pointers:
+    workspace, size = 0, 0
+    if not found.plain:
+        for position, axes in found.plan.copies:
+            given[position] = _family.contiguous(given[position], axes)
+        size = found.plan.workspace_size
+        if size:
+            scratch = _empty(size, dtype=torch.uint8, device=main.device)
+            workspace = scratch.data_ptr()
+    stream = 0 if found.ordinal is None else _stream(found.ordinal)
+    slot = found.slot()
+    address, words, _ = slot
+    for position, word in found.plan.pointers:
         words[word] = given[position].data_ptr()  # type: ignore[union-attr]
-    status = plan.function(plan.handle, params, workspace, size, stream)
+    status = found.call(found.handle, address, workspace, size, stream)
     if status:
-        raise _norm._refusal(operation, plan.context, status)
-    plan.give_back(slot)
+        raise _norm._refusal(operation, found.plan.context, status)
+    found.free.append(slot)
 
 
 def _mixes_float64(*tensors: Optional[Tensor]) -> bool:
@@ -128,7 +183,7 @@ def _double(*tensors: Optional[Tensor]) -> List[Optional[Tensor]]:
 def _written(tensor: Tensor) -> None:
     """Tells autograd that it was changed in place."""
     if not tensor.is_inference():
-        torch.autograd.graph.increment_version(tensor)
+        _increment_version((tensor,))
 
 
 # ---- The three operations ------------------------------------------------------------------------
@@ -142,10 +197,10 @@ def forward(x: Tensor, weight: Optional[Tensor], eps: float, weight_offset: floa
     x: (..., cols). weight: (cols,) or None. rounding: _abi.ROUNDING_*.
     """
     key = (eps, weight_offset, rounding, dtype, keep_rstd,
-           x.shape, x.is_contiguous() or x.stride(), x.dtype, x.device,
-           None if weight is None else (weight.shape, weight.stride(), weight.dtype,
-                                        weight.device),
-           None if out is None else (out.shape, out.is_contiguous() or out.stride(), out.dtype,
+           x.shape, x.is_contiguous() or _strides(x), x.dtype, x.device,
+           None if weight is None else (weight.shape, weight.is_contiguous() or _strides(weight),
+                                        weight.dtype, weight.device),
+           None if out is None else (out.shape, out.is_contiguous() or _strides(out), out.dtype,
                                      out.device))
     found = _plans.get(key)
     y, rstd = out, None
@@ -155,8 +210,25 @@ def forward(x: Tensor, weight: Optional[Tensor], eps: float, weight_offset: floa
         if keep_rstd:
             rstd = _empty(found.rows_shape, dtype=_float32 if dtype is not _float64 else _float64,
                           device=x.device) if found.dense else like_rows(y, exact(x))
-        _run(_norm.FORWARD, found.plan, [x, None, weight, None, y, None, rstd], x)
+        if found.plain:  # _run(), without its loop
+            slot = found.slot()
+            address, words, _ = slot
+            words[_X], words[_Y] = x.data_ptr(), y.data_ptr()
+            if weight is not None:
+                words[_WEIGHT] = weight.data_ptr()
+            if rstd is not None:
+                words[_RSTD] = rstd.data_ptr()
+            status = found.call(found.handle, address, 0, 0,
+                                0 if found.ordinal is None else _stream(found.ordinal))
+            if status:
+                raise _norm._refusal(_norm.FORWARD, found.plan.context, status)
+            found.free.append(slot)
+        else:
+            _run(_norm.FORWARD, found, [x, None, weight, None, y, None, rstd], x)
     else:
+        if _any_negative(x, weight):
+            return forward(*_resolved(x, weight), eps, weight_offset, rounding, dtype, out,
+                           keep_rstd)
         if _mixes_float64(x, weight, out) or (dtype is _float64) is not (x.dtype is _float64):
             return _forward_in_double(x, weight, eps, weight_offset, rounding, dtype, out,
                                       keep_rstd)
@@ -166,7 +238,7 @@ def forward(x: Tensor, weight: Optional[Tensor], eps: float, weight_offset: floa
             rstd = like_rows(y, exact(x))
         given = [x, None, weight, None, y, None, rstd]
         found = _make(_norm.FORWARD, key, given, (eps, weight_offset, rounding, 0), x)
-        _run(_norm.FORWARD, found.plan, given, x)
+        _run(_norm.FORWARD, found, given, x)
     if out is not None:
         _written(out)
     return y, rstd
@@ -174,10 +246,10 @@ def forward(x: Tensor, weight: Optional[Tensor], eps: float, weight_offset: floa
 
 def _output_like(x: Tensor, dtype: torch.dtype) -> Tensor:
     check(x, "x")
-    if x.dim() == 0:
-        raise ArgumentError("x has no dimensions, but it must have rows")
-    if dtype not in _family.dtypes:
-        raise _arrays.unknown_dtype("out_dtype", dtype)
+    check_rows(x)
+    for name, each in (("x", x.dtype), ("out_dtype", dtype)):
+        if each not in _family.dtypes:
+            raise _arrays.unknown_dtype(name, each)
     return like(x, dtype)
 
 
@@ -198,12 +270,15 @@ def add_forward(x: Tensor, residual: Tensor, weight: Optional[Tensor], eps: floa
                 keep_rstd: bool = False) -> Tuple[Tensor, Tensor, Optional[Tensor]]:
     """y, h and rstd if it is kept. in_place: y is x and h is residual; dtype is not used."""
     key = (eps, weight_offset, rounding, dtype, keep_rstd, in_place,
-           x.shape, x.is_contiguous() or x.stride(), x.dtype, x.device,
-           residual.shape, residual.is_contiguous() or residual.stride(), residual.dtype,
+           x.shape, x.is_contiguous() or _strides(x), x.dtype, x.device,
+           residual.shape, residual.is_contiguous() or _strides(residual), residual.dtype,
            residual.device,
-           None if weight is None else (weight.shape, weight.stride(), weight.dtype,
-                                        weight.device))
+           None if weight is None else (weight.shape, weight.is_contiguous() or _strides(weight),
+                                        weight.dtype, weight.device))
     found = _plans.get(key)
+    if found is None and not in_place and _any_negative(x, residual, weight):
+        return add_forward(*_resolved(x, residual, weight), eps, weight_offset, rounding, dtype,
+                           False, keep_rstd)
     if found is None and not in_place and (_mixes_float64(x, residual, weight) or
                                            (dtype is _float64) is not (x.dtype is _float64)):
         return _add_forward_in_double(x, residual, weight, eps, weight_offset, rounding, dtype,
@@ -217,7 +292,7 @@ def add_forward(x: Tensor, residual: Tensor, weight: Optional[Tensor], eps: floa
     given = [x, residual, weight, None, y, h, rstd]
     if found is None:
         found = _make(_norm.FORWARD, key, given, (eps, weight_offset, rounding, 0), x)
-    _run(_norm.FORWARD, found.plan, given, x)
+    _run(_norm.FORWARD, found, given, x)
     if in_place:
         _written(x)
         _written(residual)
@@ -241,15 +316,18 @@ def backward(dy: Tensor, h: Tensor, weight: Optional[Tensor], rstd: Optional[Ten
     h: what was normalised. dh: the gradient that arrives at h by other ways.
     """
     key = (eps, weight_offset, dx_dtype, dresidual_dtype, dweight,
-           dy.shape, dy.is_contiguous() or dy.stride(), dy.dtype, dy.device,
-           h.shape, h.is_contiguous() or h.stride(), h.dtype, h.device,
-           None if weight is None else (weight.shape, weight.stride(), weight.dtype,
-                                        weight.device),
-           None if rstd is None else (rstd.shape, rstd.is_contiguous() or rstd.stride(),
+           dy.shape, dy.is_contiguous() or _strides(dy), dy.dtype, dy.device,
+           h.shape, h.is_contiguous() or _strides(h), h.dtype, h.device,
+           None if weight is None else (weight.shape, weight.is_contiguous() or _strides(weight),
+                                        weight.dtype, weight.device),
+           None if rstd is None else (rstd.shape, rstd.is_contiguous() or _strides(rstd),
                                       rstd.dtype, rstd.device),
-           None if dh is None else (dh.shape, dh.is_contiguous() or dh.stride(), dh.dtype,
+           None if dh is None else (dh.shape, dh.is_contiguous() or _strides(dh), dh.dtype,
                                     dh.device))
     found = _plans.get(key)
+    if found is None and _any_negative(dy, h, weight, dh):
+        return backward(*_resolved(dy, h, weight), rstd, *_resolved(dh), eps, weight_offset,
+                        dx_dtype, dresidual_dtype, dweight)
     if found is None and (_mixes_float64(dy, h, weight, rstd, dh) or
                           _float64 in (dx_dtype, dresidual_dtype) and h.dtype is not _float64):
         return _backward_in_double(dy, h, weight, rstd, dh, eps, weight_offset, dx_dtype,
@@ -258,7 +336,7 @@ def backward(dy: Tensor, h: Tensor, weight: Optional[Tensor], rstd: Optional[Ten
     given = [dy, h, weight, rstd, dh, dx, dresidual, dw, None]
     if found is None:
         found = _make(_norm.BACKWARD, key, given, (eps, weight_offset, _abi.ROUNDING_ONCE, 0), h)
-    _run(_norm.BACKWARD, found.plan, given, h)
+    _run(_norm.BACKWARD, found, given, h)
     return made
 
 

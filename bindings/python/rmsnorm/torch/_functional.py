@@ -38,9 +38,9 @@ def rms_norm(x: Tensor, weight: Optional[Tensor] = None, eps: Optional[float] = 
     """
     if type(eps) is not float:
         eps = _epsilon(x, eps)
-    if (not _watch.direct(x, weight, out) or (weight is None and normalized_shape is not None)
+    if (not _watch.direct(x, weight, out) or normalized_shape is not None
             or (weight is not None and weight.dim() != 1) or rounding not in _ROUNDINGS
-            or not (x.is_cpu or x.is_cuda) or _autocast()):
+            or not (x.is_cuda or x.is_cpu) or _autocast()):
         return _rms_norm(x, weight, eps, weight_offset, rounding, normalized_shape, out, out_dtype)
     if _grad_enabled() and (x.requires_grad or (weight is not None and weight.requires_grad)):
         if out is not None:
@@ -63,8 +63,8 @@ def add_rms_norm(x: Tensor, residual: Tensor, weight: Optional[Tensor] = None,
     """
     if type(eps) is not float:
         eps = _epsilon(x, eps)
-    if (not _watch.direct(x, residual, weight) or rounding not in _ROUNDINGS
-            or not (x.is_cpu or x.is_cuda) or (weight is not None and weight.dim() != 1)
+    if (residual is None or not _watch.direct(x, residual, weight) or rounding not in _ROUNDINGS
+            or not (x.is_cuda or x.is_cpu) or (weight is not None and weight.dim() != 1)
             or _autocast()):
         return _add_rms_norm(x, residual, weight, eps, weight_offset, rounding, out_dtype)
     dtype = out_dtype or x.dtype
@@ -94,7 +94,7 @@ def add_rms_norm_(x: Tensor, residual: Tensor, weight: Optional[Tensor] = None,
                                for tensor in (x, residual, weight)):
         raise RuntimeError("add_rms_norm_ has no gradient: use add_rms_norm, or call it under "
                            "torch.no_grad()")
-    if not _watch.direct(x, residual, weight) or not (x.is_cpu or x.is_cuda):
+    if not _watch.direct(x, residual, weight) or not (x.is_cuda or x.is_cpu):
         torch.ops.rmsnorm.add_forward_.default(x, residual, weight, eps, weight_offset, rounding)
         return x, residual
     _calls.add_forward(x, residual, weight, eps, weight_offset, _norm._rounding(rounding), x.dtype,
@@ -142,7 +142,7 @@ def _flat_norm(x: Tensor, weight: Optional[Tensor], eps: float, weight_offset: f
                rounding: str, out: Optional[Tensor], dtype: torch.dtype) -> Tensor:
     """Over the last dimension alone."""
     code = _ROUNDINGS[rounding]
-    if _watch.direct(x, weight, out) and (x.is_cpu or x.is_cuda):
+    if _watch.direct(x, weight, out) and (x.is_cuda or x.is_cpu):
         if _grad_enabled() and (x.requires_grad or (weight is not None and weight.requires_grad)):
             return _autograd.norm(x, weight, eps, weight_offset, rounding, dtype)
         return _calls.forward(x, weight, eps, weight_offset, code, dtype, out)[0]
@@ -165,7 +165,7 @@ def _add_rms_norm(x: Tensor, residual: Tensor, weight: Optional[Tensor], eps: fl
     dtype = out_dtype or _result_dtype(x)
     if _watch.transformed():
         return _definition.add_norm(x, residual, weight, eps, weight_offset, rounding, dtype)
-    if _watch.direct(x, residual, weight) and (x.is_cpu or x.is_cuda):
+    if _watch.direct(x, residual, weight) and (x.is_cuda or x.is_cpu):
         return _autograd.add_norm(x, residual, weight, eps, weight_offset, rounding, dtype)
     return torch.ops.rmsnorm.add_forward.default(x, residual, weight, eps, weight_offset, rounding,
                                                  dtype=dtype)[:2]

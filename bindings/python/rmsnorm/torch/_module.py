@@ -37,7 +37,8 @@ class RMSNorm(torch.nn.RMSNorm):
         parameters = self._parameters
         weight = parameters["weight"] if "weight" in parameters else self.weight
         return rms_norm(x, weight, self.eps, weight_offset=self.weight_offset,
-                        rounding=self.rounding, normalized_shape=self.normalized_shape)
+                        rounding=self.rounding,
+                        normalized_shape=self.normalized_shape if weight is None else None)
 
     def extra_repr(self) -> str:
         text = super().extra_repr()

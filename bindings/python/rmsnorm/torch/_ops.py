@@ -49,8 +49,7 @@ def _or_empty(like: Tensor, tensors: Tuple[Optional[Tensor], ...]) -> List[Tenso
 
 def _check(x: Tensor, weight: Optional[Tensor], **others: Optional[Tensor]) -> None:
     """What the fake kernels can see of the arguments' rules."""
-    if x.dim() == 0:
-        raise ArgumentError("x has no dimensions, but it must have rows")
+    _calls.check_rows(x)
     if weight is not None and (weight.dim() != 1 or weight.shape[0] != x.shape[-1]):
         raise ArgumentError(f"weight has shape {tuple(weight.shape)}, but with x's "
                             f"{tuple(x.shape)} it must be {tuple(x.shape[-1:])}")

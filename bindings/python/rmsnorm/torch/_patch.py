@@ -97,7 +97,9 @@ def _forward(semantics: _Semantics, eps_name: str) -> Any:
 
 
 def _torch_forward(self: Any, x: Tensor) -> Tensor:
-    return rms_norm(x, self.weight, self.eps, normalized_shape=self.normalized_shape)
+    weight = self.weight
+    return rms_norm(x, weight, self.eps,
+                    normalized_shape=self.normalized_shape if weight is None else None)
 
 
 def _extra_repr(self: Any) -> str:

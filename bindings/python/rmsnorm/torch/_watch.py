@@ -18,11 +18,14 @@ _functorch = torch._C._are_functorch_transforms_active
 _tracing = torch._C._is_tracing
 
 
-def direct(*tensors: Optional[Tensor]) -> bool:
+def direct(x: Optional[Tensor], y: Optional[Tensor] = None, z: Optional[Tensor] = None,
+           *others: Optional[Tensor]) -> bool:
     """Whether a call with these tensors may go past the dispatcher."""
     if _dynamo():
         return False
-    for tensor in tensors:
+    if type(x) not in _PLAIN or type(y) not in _PLAIN or type(z) not in _PLAIN:
+        return False
+    for tensor in others:
         if type(tensor) not in _PLAIN:
             return False
     return not (_dispatch_modes() or _function_modes() or _functorch() or _tracing()
