@@ -2,9 +2,9 @@
 """Trains a small transformers model whose norms are librmsnorm's, beside the original.
 
 Two copies of a two-layer Qwen3 (it has QK norms too) with the same random weights learn to continue
-sequences that count up from a random start; patch() makes one of them run on librmsnorm. Prints both
-losses, and fails if they part or if nothing is learned. Runs on the CPU, in seconds; nothing is
-downloaded.
+sequences that count up from a random start; patch() makes one of them run on librmsnorm. Prints
+both losses, and fails if they part or if nothing is learned. Runs on the CPU, in seconds; nothing
+is downloaded.
 
 usage: train_transformers.py [STEPS]
 """
@@ -34,6 +34,7 @@ def batch() -> torch.Tensor:
 def main() -> int:
     steps = int(sys.argv[1]) if len(sys.argv) > 1 else 60
     torch.manual_seed(1)
+    torch.set_num_threads(1)  # more only get in each other's way in a model this small
     original = model()
     patched = copy.deepcopy(original)
     changed = patch(patched)

@@ -84,7 +84,8 @@ def _of_definition(dy: Tensor, x: Tensor, weight: Optional[Tensor], eps: float,
                    weight_offset: float, rounding: str, wants_dx: bool,
                    wants_dweight: bool) -> Tuple[Grad, Grad]:
     y = _definition.norm(x, weight, eps, weight_offset, rounding, dy.dtype)
-    wanted = [tensor for tensor, wants in ((x, wants_dx), (weight, wants_dweight)) if wants]
+    wanted = [tensor for tensor, wants in ((x, wants_dx), (weight, wants_dweight))
+              if wants and tensor is not None]
     made = list(torch.autograd.grad(y, wanted, dy, create_graph=True))
     return made.pop(0) if wants_dx else None, made.pop(0) if wants_dweight else None
 

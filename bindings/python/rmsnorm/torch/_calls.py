@@ -9,6 +9,7 @@ Outputs have x's order of dimensions in memory (like()): then a transposed x nee
 fake kernels use the same functions, so that a compiled graph sees the strides that come.
 """
 import ctypes
+import re
 from typing import Any, Dict, List, Optional, Sequence, Tuple
 
 import torch
@@ -42,7 +43,8 @@ class _Plan:
 
     def __init__(self, plan: _norm.Plan, main: Tensor) -> None:
         self.plan = plan
-        self.call = _Call(ctypes.cast(plan.function, ctypes.c_void_p).value)
+        function: Any = plan.function
+        self.call = _Call(ctypes.cast(function, ctypes.c_void_p).value)  # type: ignore[arg-type]
         self.handle = plan.handle
         self.ordinal = plan.context.ordinal if plan.family is not None else None
         self.plain = not plan.copies and not plan.workspace_size
@@ -176,7 +178,7 @@ def _mixes_float64(*tensors: Optional[Tensor]) -> bool:
     return len(kinds) > 1
 
 
-def _double(*tensors: Optional[Tensor]) -> List[Optional[Tensor]]:
+def _double(*tensors: Optional[Tensor]) -> List[Any]:
     return [None if tensor is None else tensor.double() for tensor in tensors]
 
 
@@ -227,8 +229,8 @@ def forward(x: Tensor, weight: Optional[Tensor], eps: float, weight_offset: floa
             _run(_norm.FORWARD, found, [x, None, weight, None, y, None, rstd], x)
     else:
         if _any_negative(x, weight):
-            return forward(*_resolved(x, weight), eps, weight_offset, rounding, dtype, out,
-                           keep_rstd)
+            x, weight = _resolved(x, weight)
+            return forward(x, weight, eps, weight_offset, rounding, dtype, out, keep_rstd)
         if _mixes_float64(x, weight, out) or (dtype is _float64) is not (x.dtype is _float64):
             return _forward_in_double(x, weight, eps, weight_offset, rounding, dtype, out,
                                       keep_rstd)
@@ -259,9 +261,8 @@ def _forward_in_double(x: Tensor, weight: Optional[Tensor], eps: float, weight_o
     """The library wants all or nothing in float64."""
     if out is not None:
         raise ArgumentError("x, weight and out must all be float64, or none of them")
-    wide, wide_weight = _double(x, weight)
-    assert wide is not None
-    y, rstd = forward(wide, wide_weight, eps, weight_offset, rounding, _float64, None, keep_rstd)
+    x, weight = _double(x, weight)
+    y, rstd = forward(x, weight, eps, weight_offset, rounding, _float64, None, keep_rstd)
     return y.to(dtype), rstd
 
 
@@ -277,8 +278,9 @@ def add_forward(x: Tensor, residual: Tensor, weight: Optional[Tensor], eps: floa
                                         weight.dtype, weight.device))
     found = _plans.get(key)
     if found is None and not in_place and _any_negative(x, residual, weight):
-        return add_forward(*_resolved(x, residual, weight), eps, weight_offset, rounding, dtype,
-                           False, keep_rstd)
+        x, residual, weight = _resolved(x, residual, weight)
+        return add_forward(x, residual, weight, eps, weight_offset, rounding, dtype, False,
+                           keep_rstd)
     if found is None and not in_place and (_mixes_float64(x, residual, weight) or
                                            (dtype is _float64) is not (x.dtype is _float64)):
         return _add_forward_in_double(x, residual, weight, eps, weight_offset, rounding, dtype,
@@ -290,13 +292,22 @@ def add_forward(x: Tensor, residual: Tensor, weight: Optional[Tensor], eps: floa
     if keep_rstd:
         rstd = like_rows(y, exact(x))
     given = [x, residual, weight, None, y, h, rstd]
-    if found is None:
-        found = _make(_norm.FORWARD, key, given, (eps, weight_offset, rounding, 0), x)
-    _run(_norm.FORWARD, found, given, x)
+    try:
+        if found is None:
+            found = _make(_norm.FORWARD, key, given, (eps, weight_offset, rounding, 0), x)
+        _run(_norm.FORWARD, found, given, x)
+    except ArgumentError as error:
+        raise _in_place(error) if in_place else error
     if in_place:
         _written(x)
         _written(residual)
     return y, h, rstd
+
+
+def _in_place(error: ArgumentError) -> ArgumentError:
+    """In the caller's words, who knows of no outputs."""
+    text = re.sub(r"\bresidual_out\b", "residual", re.sub(r"\bout\b", "x", str(error)))
+    return ArgumentError(text, error.status)
 
 
 def _add_forward_in_double(x: Tensor, residual: Tensor, weight: Optional[Tensor], eps: float,
@@ -326,8 +337,9 @@ def backward(dy: Tensor, h: Tensor, weight: Optional[Tensor], rstd: Optional[Ten
                                     dh.device))
     found = _plans.get(key)
     if found is None and _any_negative(dy, h, weight, dh):
-        return backward(*_resolved(dy, h, weight), rstd, *_resolved(dh), eps, weight_offset,
-                        dx_dtype, dresidual_dtype, dweight)
+        dy, h, weight, dh = _resolved(dy, h, weight, dh)
+        return backward(dy, h, weight, rstd, dh, eps, weight_offset, dx_dtype, dresidual_dtype,
+                        dweight)
     if found is None and (_mixes_float64(dy, h, weight, rstd, dh) or
                           _float64 in (dx_dtype, dresidual_dtype) and h.dtype is not _float64):
         return _backward_in_double(dy, h, weight, rstd, dh, eps, weight_offset, dx_dtype,
@@ -357,10 +369,10 @@ def _backward_in_double(
         dh: Optional[Tensor], eps: float, weight_offset: float, dx_dtype: Optional[torch.dtype],
         dresidual_dtype: Optional[torch.dtype],
         dweight: bool) -> Tuple[Optional[Tensor], Optional[Tensor], Optional[Tensor]]:
-    wide = _double(dy, h, weight, rstd, dh)
-    gradients = backward(*wide, eps, weight_offset,  # type: ignore[arg-type]
-                         dx_dtype and _float64, dresidual_dtype and _float64, dweight)
     dtypes = (dx_dtype, dresidual_dtype, None if weight is None else weight.dtype)
+    dy, h, weight, rstd, dh = _double(dy, h, weight, rstd, dh)
+    gradients = backward(dy, h, weight, rstd, dh, eps, weight_offset, dx_dtype and _float64,
+                         dresidual_dtype and _float64, dweight)
     dx, dresidual, dw = (gradient if gradient is None else gradient.to(dtype)
                          for gradient, dtype in zip(gradients, dtypes))
     return dx, dresidual, dw

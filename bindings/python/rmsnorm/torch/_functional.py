@@ -6,11 +6,12 @@ from torch import Tensor
 
 from .. import _norm
 from .._errors import ArgumentError
-from . import _autograd, _calls, _definition, _ops, _watch  # noqa: F401 (_ops registers)
+from . import _autograd, _calls, _definition, _ops, _watch
 
 _ROUNDINGS = _norm._ROUNDINGS
 _grad_enabled = torch.is_grad_enabled
 _autocast = torch._C._is_any_autocast_enabled
+_operators = _ops.operators
 
 
 def rms_norm(x: Tensor, weight: Optional[Tensor] = None, eps: Optional[float] = None, *,
@@ -85,20 +86,14 @@ def add_rms_norm_(x: Tensor, residual: Tensor, weight: Optional[Tensor] = None,
     """
     if type(eps) is not float:
         eps = _epsilon(x, eps)
-    if _watch.transformed():
-        raise RuntimeError("add_rms_norm_ writes to its arguments, which torch.func and forward "
-                           "mode do not follow: use add_rms_norm")
-    _check_tensors(x=x, residual=residual, weight=weight)
-    _check_weight(x, weight, 1)
-    if _grad_enabled() and any(tensor is not None and tensor.requires_grad
-                               for tensor in (x, residual, weight)):
-        raise RuntimeError("add_rms_norm_ has no gradient: use add_rms_norm, or call it under "
-                           "torch.no_grad()")
-    if not _watch.direct(x, residual, weight) or not (x.is_cuda or x.is_cpu):
-        torch.ops.rmsnorm.add_forward_.default(x, residual, weight, eps, weight_offset, rounding)
-        return x, residual
-    _calls.add_forward(x, residual, weight, eps, weight_offset, _norm._rounding(rounding), x.dtype,
-                       True)
+    if (residual is None or not _watch.direct(x, residual, weight) or rounding not in _ROUNDINGS
+            or not (x.is_cuda or x.is_cpu) or (weight is not None and weight.dim() != 1)
+            or (_grad_enabled() and (x.requires_grad or residual.requires_grad
+                                     or (weight is not None and weight.requires_grad)))):
+        _add_rms_norm_in_place(x, residual, weight, eps, weight_offset, rounding)
+    else:
+        _calls.add_forward(x, residual, weight, eps, weight_offset, _ROUNDINGS[rounding], x.dtype,
+                           True)
     return x, residual
 
 
@@ -147,28 +142,35 @@ def _flat_norm(x: Tensor, weight: Optional[Tensor], eps: float, weight_offset: f
             return _autograd.norm(x, weight, eps, weight_offset, rounding, dtype)
         return _calls.forward(x, weight, eps, weight_offset, code, dtype, out)[0]
     if out is not None:
-        torch.ops.rmsnorm.forward_out.default(x, weight, eps, weight_offset, rounding, out=out)
+        _operators.forward_out.default(x, weight, eps, weight_offset, rounding, out=out)
         return out
-    return torch.ops.rmsnorm.forward.default(x, weight, eps, weight_offset, rounding,
-                                             dtype=dtype)[0]
+    return _operators.forward.default(x, weight, eps, weight_offset, rounding, dtype=dtype)[0]
 
 
 def _add_rms_norm(x: Tensor, residual: Tensor, weight: Optional[Tensor], eps: float,
                   weight_offset: float, rounding: str,
                   out_dtype: Optional[torch.dtype]) -> Tuple[Tensor, Tensor]:
-    _check_tensors(x=x, residual=residual, weight=weight)
-    _norm._rounding(rounding)
-    _check_weight(x, weight, 1)
-    if residual.shape != x.shape:
-        raise ArgumentError(f"residual has shape {tuple(residual.shape)}, but x has "
-                            f"{tuple(x.shape)}")
+    _check_add(x, residual, weight, rounding)
     dtype = out_dtype or _result_dtype(x)
     if _watch.transformed():
         return _definition.add_norm(x, residual, weight, eps, weight_offset, rounding, dtype)
     if _watch.direct(x, residual, weight) and (x.is_cuda or x.is_cpu):
         return _autograd.add_norm(x, residual, weight, eps, weight_offset, rounding, dtype)
-    return torch.ops.rmsnorm.add_forward.default(x, residual, weight, eps, weight_offset, rounding,
-                                                 dtype=dtype)[:2]
+    return _operators.add_forward.default(x, residual, weight, eps, weight_offset, rounding,
+                                          dtype=dtype)[:2]
+
+
+def _add_rms_norm_in_place(x: Tensor, residual: Tensor, weight: Optional[Tensor], eps: float,
+                           weight_offset: float, rounding: str) -> None:
+    if _watch.transformed():
+        raise RuntimeError("add_rms_norm_ writes to its arguments, which torch.func and forward "
+                           "mode do not follow: use add_rms_norm")
+    _check_add(x, residual, weight, rounding)
+    if _grad_enabled() and any(tensor is not None and tensor.requires_grad
+                               for tensor in (x, residual, weight)):
+        raise RuntimeError("add_rms_norm_ has no gradient: use add_rms_norm, or call it under "
+                           "torch.no_grad()")
+    _operators.add_forward_.default(x, residual, weight, eps, weight_offset, rounding)
 
 
 # ---- Arguments -----------------------------------------------------------------------------------
@@ -195,26 +197,24 @@ def _epsilon(x: Any, eps: Optional[float]) -> float:
     return _EPSILONS.get(x.dtype, 0.0)  # other dtypes are refused later
 
 
-_autocast_dtypes: Dict[Tuple[str, torch.dtype, torch.dtype], torch.dtype] = {}
-
-
-@torch.compiler.assume_constant_result
-def _autocast_dtype(device: str, dtype: torch.dtype, fast: torch.dtype) -> torch.dtype:
-    """What the installed torch.nn.functional.rms_norm gives under autocast to fast."""
-    key = device, dtype, fast
-    if key not in _autocast_dtypes:
-        with torch.no_grad(), torch.autocast(device, fast):
-            x = torch.empty(0, 1, dtype=dtype, device=device)
-            y = torch.nn.functional.rms_norm(x, (1,), x.new_empty(1), 1.0)
-        _autocast_dtypes[key] = y.dtype
-    return _autocast_dtypes[key]
+_autocast_dtypes: Dict[Tuple[torch.device, torch.dtype, torch.dtype], torch.dtype] = {}
 
 
 def _result_dtype(x: Tensor) -> torch.dtype:
+    """What the installed torch.nn.functional.rms_norm gives for x, by its own account: autocast's
+    rules are not the same in all versions."""
     device = x.device.type
-    if device in ("cpu", "cuda") and torch.is_autocast_enabled(device):
-        return _autocast_dtype(device, x.dtype, torch.get_autocast_dtype(device))
-    return x.dtype
+    if device not in ("cpu", "cuda") or not torch.is_autocast_enabled(device):
+        return x.dtype
+    key = x.device, x.dtype, torch.get_autocast_dtype(device)
+    if _watch.compiling() or key not in _autocast_dtypes:
+        with torch.no_grad():
+            nothing = torch.empty(0, 1, dtype=x.dtype, device=x.device)
+            dtype = torch.nn.functional.rms_norm(nothing, (1,), nothing.new_empty(1), 1.0).dtype
+        if _watch.compiling():
+            return dtype
+        _autocast_dtypes[key] = dtype
+    return _autocast_dtypes[key]
 
 
 def _normalized_dims(x: Tensor, weight: Optional[Tensor],
@@ -238,6 +238,15 @@ def _check_weight(x: Tensor, weight: Optional[Tensor], dims: int) -> None:
     if weight is not None and (dims == 0 or weight.shape != x.shape[-dims:]):
         raise ArgumentError(f"weight has shape {tuple(weight.shape)}, but with x's "
                             f"{tuple(x.shape)} it must be {tuple(x.shape[-max(dims, 1):])}")
+
+
+def _check_add(x: Tensor, residual: Tensor, weight: Optional[Tensor], rounding: str) -> None:
+    _check_tensors(x=x, residual=residual, weight=weight)
+    _norm._rounding(rounding)
+    _check_weight(x, weight, 1)
+    if residual.shape != x.shape:
+        raise ArgumentError(f"residual has shape {tuple(residual.shape)}, but x has "
+                            f"{tuple(x.shape)}")
 
 
 def _check_tensors(**tensors: Any) -> None:

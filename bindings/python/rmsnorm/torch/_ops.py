@@ -4,7 +4,7 @@
     forward_out   into out
     add_forward   h = x + residual; y, h and rstd
     add_forward_  the same in place: y in x, h in residual
-    backward      dx, dresidual (dx in residual's dtype) and dweight; what was not asked for is empty
+    backward      dx, dresidual (dx in residual's dtype), dweight; what was not asked for is empty
 
 What writes to its arguments has no gradient. eps is a number here, rounding "once" or "llama".
 """
@@ -33,6 +33,7 @@ _SCHEMAS = (
 )
 for _schema in _SCHEMAS:
     _library.define(_schema, tags=(torch.Tag.pt2_compliant_tag,))
+operators = torch.ops.rmsnorm
 
 
 def _kernel(name: str) -> Any:
@@ -178,7 +179,7 @@ torch.library.register_autograd(
 
 def _not_differentiable(name: str, why: str) -> None:
     """Instead of a silent lack of gradients."""
-    operator = getattr(torch.ops.rmsnorm, name).default
+    operator = getattr(operators, name).default
 
     def refuse(keys: Any, *args: Any, **kwargs: Any) -> Any:
         if torch.is_grad_enabled() and torch._C._any_requires_grad(*args, *kwargs.values()):

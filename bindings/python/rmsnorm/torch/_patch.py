@@ -113,14 +113,13 @@ def _reduce(self: Any, protocol: Any) -> Tuple[Any, ...]:
 
 
 def _rebuild(original: type, semantics: Optional[_Semantics], eps_name: str) -> Any:
-    made = _patched_class(original, semantics, eps_name)
-    return made.__new__(made)
+    return object.__new__(_patched_class(original, semantics, eps_name))
 
 
 # ---- Recognition ---------------------------------------------------------------------------------
 
 
-def _kind(module: torch.nn.Module) -> Optional[_Kind]:
+def _kind(module: Any) -> Optional[_Kind]:
     """How to compute what it does; None for what is no RMSNorm, or is patched already."""
     if type(module) is torch.nn.RMSNorm:
         return None if "forward" in vars(module) else (None, "eps")

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 _PLAIN = {Tensor: True, torch.nn.Parameter: True, type(None): True}
-_dynamo = torch.compiler.is_dynamo_compiling
+compiling = torch.compiler.is_dynamo_compiling
 _dispatch_modes = torch._C._len_torch_dispatch_stack
 _function_modes = torch._C._len_torch_function_stack
 _functorch = torch._C._are_functorch_transforms_active
@@ -21,7 +21,7 @@ _tracing = torch._C._is_tracing
 def direct(x: Optional[Tensor], y: Optional[Tensor] = None, z: Optional[Tensor] = None,
            *others: Optional[Tensor]) -> bool:
     """Whether a call with these tensors may go past the dispatcher."""
-    if _dynamo():
+    if compiling():
         return False
     if type(x) not in _PLAIN or type(y) not in _PLAIN or type(z) not in _PLAIN:
         return False
