@@ -21,7 +21,7 @@ from .._errors import ArgumentError
 Signature = Tuple[Any, ...]
 
 _increment_version = torch._C._increment_version
-_empty, _empty_like = torch.empty, torch.empty_like
+_empty, _empty_like, _empty_strided = torch.empty, torch.empty_like, torch.empty_strided
 _float32, _float64 = torch.float32, torch.float64
 _MOST_PLANS = 1024
 _plans: Dict[Signature, "_Plan"] = {}
@@ -39,18 +39,32 @@ _Call = ctypes.CFUNCTYPE(ctypes.c_int32, ctypes.c_void_p, ctypes.c_void_p, ctype
 class _Plan:
     """A call's plan, with the layout of the outputs to be made."""
 
-    __slots__ = ("plan", "call", "handle", "ordinal", "plain", "dense", "rows_shape", "free")
+    __slots__ = ("plan", "call", "handle", "ordinal", "plain", "device", "shape", "strides",
+                 "rows_shape", "rows_strides", "rows_dtype", "free")
 
-    def __init__(self, plan: _norm.Plan, main: Tensor) -> None:
+    def __init__(self, plan: _norm.Plan, made: Optional[Tensor], rstd: Optional[Tensor]) -> None:
+        """made: one of the outputs of x's shape; all have its strides."""
         self.plan = plan
         function: Any = plan.function
         self.call = _Call(ctypes.cast(function, ctypes.c_void_p).value)  # type: ignore[arg-type]
         self.handle = plan.handle
         self.ordinal = plan.context.ordinal if plan.family is not None else None
         self.plain = not plan.copies and not plan.workspace_size
-        self.dense = main.is_contiguous()
-        self.rows_shape = main.shape[:-1]
+        if made is not None:
+            self.device, self.shape, self.strides = made.device, made.shape, made.stride()
+        if rstd is not None:
+            self.rows_shape, self.rows_strides = rstd.shape, rstd.stride()
+            self.rows_dtype = rstd.dtype
         self.free: List[_Slot] = []
+
+    def output(self, dtype: torch.dtype) -> Tensor:
+        """What like() makes; empty_strided is the quickest way."""
+        return _empty_strided(self.shape, self.strides, dtype=dtype, device=self.device)
+
+    def rstd(self) -> Tensor:
+        """What like_rows() makes."""
+        return _empty_strided(self.rows_shape, self.rows_strides, dtype=self.rows_dtype,
+                              device=self.device)
 
     def slot(self) -> "_Slot":
         """A params struct for one call: its address, its words, and what keeps it. It goes back
@@ -136,7 +150,8 @@ def check_rows(x: Tensor) -> None:
 
 
 def _make(operation: _norm.Operation, key: Signature, given: Sequence[Optional[Tensor]],
-          scalars: _norm.Scalars, main: Tensor) -> _Plan:
+          scalars: _norm.Scalars, made: Optional[Tensor],
+          rstd: Optional[Tensor] = None) -> _Plan:
     for tensor, name in zip(given, operation.names):
         if tensor is not None:
             check(tensor, name)
@@ -144,12 +159,12 @@ def _make(operation: _norm.Operation, key: Signature, given: Sequence[Optional[T
                 raise ArgumentError(f"{name} has its negative bit set: resolve_neg() makes it "
                                     "plain")
     parts = (scalars, *map(_signature, given))
-    made = _Plan(_norm._make_plan(operation, tuple(given), parts, scalars), main)
-    if main.shape[-1] > 1:  # one column alone may be contiguous and yet have a negative bit
+    plan = _Plan(_norm._make_plan(operation, tuple(given), parts, scalars), made, rstd)
+    if plan.plan.params.cols > 1:  # one column alone may be contiguous and yet have a negative bit
         if len(_plans) >= _MOST_PLANS:
             _plans.clear()
-        _plans[key] = made
-    return made
+        _plans[key] = plan
+    return plan
 
 
 def _run(operation: _norm.Operation, found: _Plan, given: List[Optional[Tensor]],
@@ -208,10 +223,9 @@ def forward(x: Tensor, weight: Optional[Tensor], eps: float, weight_offset: floa
     y, rstd = out, None
     if found is not None:
         if y is None:
-            y = _empty_like(x, dtype=dtype) if found.dense else like(x, dtype)
+            y = found.output(dtype)
         if keep_rstd:
-            rstd = _empty(found.rows_shape, dtype=_float32 if dtype is not _float64 else _float64,
-                          device=x.device) if found.dense else like_rows(y, exact(x))
+            rstd = found.rstd()
         if found.plain:  # _run(), without its loop
             slot = found.slot()
             address, words, _ = slot
@@ -239,7 +253,7 @@ def forward(x: Tensor, weight: Optional[Tensor], eps: float, weight_offset: floa
         if keep_rstd:
             rstd = like_rows(y, exact(x))
         given = [x, None, weight, None, y, None, rstd]
-        found = _make(_norm.FORWARD, key, given, (eps, weight_offset, rounding, 0), x)
+        found = _make(_norm.FORWARD, key, given, (eps, weight_offset, rounding, 0), y, rstd)
         _run(_norm.FORWARD, found, given, x)
     if out is not None:
         _written(out)
@@ -287,14 +301,14 @@ def add_forward(x: Tensor, residual: Tensor, weight: Optional[Tensor], eps: floa
                                       keep_rstd)
     y, h, rstd = x, residual, None
     if not in_place:
-        y = _output_like(x, dtype) if found is None else like(x, dtype)
+        y = _output_like(x, dtype) if found is None else found.output(dtype)
         h = _empty_like(y, dtype=residual.dtype)
     if keep_rstd:
-        rstd = like_rows(y, exact(x))
+        rstd = like_rows(y, exact(x)) if found is None else found.rstd()
     given = [x, residual, weight, None, y, h, rstd]
     try:
         if found is None:
-            found = _make(_norm.FORWARD, key, given, (eps, weight_offset, rounding, 0), x)
+            found = _make(_norm.FORWARD, key, given, (eps, weight_offset, rounding, 0), y, rstd)
         _run(_norm.FORWARD, found, given, x)
     except ArgumentError as error:
         raise _in_place(error) if in_place else error
@@ -344,10 +358,16 @@ def backward(dy: Tensor, h: Tensor, weight: Optional[Tensor], rstd: Optional[Ten
                           _float64 in (dx_dtype, dresidual_dtype) and h.dtype is not _float64):
         return _backward_in_double(dy, h, weight, rstd, dh, eps, weight_offset, dx_dtype,
                                    dresidual_dtype, dweight)
-    dx, dresidual, dw = made = backward_outputs(h, weight, dx_dtype, dresidual_dtype, dweight)
-    given = [dy, h, weight, rstd, dh, dx, dresidual, dw, None]
     if found is None:
-        found = _make(_norm.BACKWARD, key, given, (eps, weight_offset, _abi.ROUNDING_ONCE, 0), h)
+        made = backward_outputs(h, weight, dx_dtype, dresidual_dtype, dweight)
+        given = [dy, h, weight, rstd, dh, *made, None]
+        found = _make(_norm.BACKWARD, key, given, (eps, weight_offset, _abi.ROUNDING_ONCE, 0),
+                      made[1] if dx_dtype is None else made[0])
+    else:
+        made = (None if dx_dtype is None else found.output(dx_dtype),
+                None if dresidual_dtype is None else found.output(dresidual_dtype),
+                _dweight(weight) if dweight else None)
+        given = [dy, h, weight, rstd, dh, *made, None]
     _run(_norm.BACKWARD, found, given, h)
     return made
 
@@ -358,10 +378,13 @@ def backward_outputs(
         dweight: bool) -> Tuple[Optional[Tensor], Optional[Tensor], Optional[Tensor]]:
     dx = None if dx_dtype is None else like(h, dx_dtype)
     dresidual = None if dresidual_dtype is None else like(h, dresidual_dtype)
-    if not dweight:
-        return dx, dresidual, None
-    assert weight is not None
-    return dx, dresidual, _empty(weight.shape, dtype=weight.dtype, device=weight.device)
+    return dx, dresidual, _dweight(weight) if dweight else None
+
+
+def _dweight(weight: Optional[Tensor]) -> Tensor:
+    if weight is None:
+        raise ArgumentError("dweight is asked for, but weight is absent")
+    return _empty_strided(weight.shape, (1,), dtype=weight.dtype, device=weight.device)
 
 
 def _backward_in_double(
