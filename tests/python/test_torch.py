@@ -378,6 +378,8 @@ BAD = {
     "eps: NaN": (lambda x, w: rms_norm(x, w, float("nan")), ArgumentError, "eps"),
     "weight_offset: Inf": (lambda x, w: rms_norm(x, w, weight_offset=float("inf")), ArgumentError,
                            "weight_offset"),
+    "weight_offset: text": (lambda x, w: rms_norm(x, w, weight_offset="one"), TypeError,
+                            "weight_offset must be a number"),
     "rounding": (lambda x, w: rms_norm(x, w, rounding="twice"), ArgumentError, "rounding"),
     "out: shape": (lambda x, w: rms_norm(x, w, out=x[:2].clone()), ArgumentError, "out has shape"),
     "out: ints": (lambda x, w: rms_norm(x, w, out=x.int()), ArgumentError, "out has dtype"),

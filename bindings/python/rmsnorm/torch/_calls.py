@@ -311,7 +311,9 @@ def add_forward(x: Tensor, residual: Tensor, weight: Optional[Tensor], eps: floa
             found = _make(_norm.FORWARD, key, given, (eps, weight_offset, rounding, 0), y, rstd)
         _run(_norm.FORWARD, found, given, x)
     except ArgumentError as error:
-        raise _in_place(error) if in_place else error
+        if in_place:
+            raise _in_place(error) from None
+        raise
     if in_place:
         _written(x)
         _written(residual)

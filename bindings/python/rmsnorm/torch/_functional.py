@@ -25,7 +25,7 @@ def rms_norm(x: Tensor, weight: Optional[Tensor] = None, eps: Optional[float] = 
     x: (..., *normalized_shape), on the CPU or CUDA, float32, float16, bfloat16 or float64, of any
         strides; it is copied only if they are no rows x groups of neighbouring columns.
     weight: of normalized_shape, of any of these dtypes, read as it is. Absent: 1.
-    eps: None is torch's: finfo(float32).eps, for float64 its own.
+    eps: None is the installed torch's: finfo(float32).eps with 2.11, for float64 its own.
     weight_offset: 1 is Gemma's 1 + weight.
     rounding: "once", at the end; "llama" rounds x / sqrt(...) to x's dtype too, before weight.
     normalized_shape: absent, weight's shape; without a weight, the last dimension.
@@ -39,6 +39,8 @@ def rms_norm(x: Tensor, weight: Optional[Tensor] = None, eps: Optional[float] = 
     """
     if type(eps) is not float:
         eps = _epsilon(x, eps)
+    if type(weight_offset) is not float:
+        weight_offset = _norm._number("weight_offset", weight_offset)
     if (not _watch.direct(x, weight, out) or normalized_shape is not None
             or (weight is not None and weight.dim() != 1) or rounding not in _ROUNDINGS
             or not (x.is_cuda or x.is_cpu) or _autocast()):
@@ -64,6 +66,8 @@ def add_rms_norm(x: Tensor, residual: Tensor, weight: Optional[Tensor] = None,
     """
     if type(eps) is not float:
         eps = _epsilon(x, eps)
+    if type(weight_offset) is not float:
+        weight_offset = _norm._number("weight_offset", weight_offset)
     if (residual is None or not _watch.direct(x, residual, weight) or rounding not in _ROUNDINGS
             or not (x.is_cuda or x.is_cpu) or (weight is not None and weight.dim() != 1)
             or _autocast()):
@@ -86,6 +90,8 @@ def add_rms_norm_(x: Tensor, residual: Tensor, weight: Optional[Tensor] = None,
     """
     if type(eps) is not float:
         eps = _epsilon(x, eps)
+    if type(weight_offset) is not float:
+        weight_offset = _norm._number("weight_offset", weight_offset)
     if (residual is None or not _watch.direct(x, residual, weight) or rounding not in _ROUNDINGS
             or not (x.is_cuda or x.is_cpu) or (weight is not None and weight.dim() != 1)
             or (_grad_enabled() and (x.requires_grad or residual.requires_grad
