@@ -362,6 +362,11 @@ def overlapping():
 BAD = {
     "x: list": (lambda x, w: rms_norm([1.0], w), TypeError, "x must be a tensor"),
     "x: None": (lambda x, w: rms_norm(None, w), TypeError, "x must be a tensor"),
+    "x: None, eps given": (lambda x, w: rms_norm(None, w, 1e-6), TypeError, "x must be a tensor"),
+    "x: None, added": (lambda x, w: add_rms_norm(None, x, w, 1e-6), TypeError,
+                       "x must be a tensor"),
+    "x: None, in place": (lambda x, w: add_rms_norm_(None, x, w, 1e-6), TypeError,
+                          "x must be a tensor"),
     "x: no dimension": (lambda x, w: rms_norm(x[0, 0]), ArgumentError, "x has"),
     "x: ints": (lambda x, w: rms_norm(x.int(), w), ArgumentError, "x has dtype torch.int32"),
     "x: no columns": (lambda x, w: rms_norm(x[:, :0]), ArgumentError, "x has shape"),

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-_PLAIN = {Tensor: True, torch.nn.Parameter: True, type(None): True}
+_TENSORS = {Tensor, torch.nn.Parameter}
+_PLAIN = {*_TENSORS, type(None)}
 compiling = torch.compiler.is_dynamo_compiling
 _dispatch_modes = torch._C._len_torch_dispatch_stack
 _function_modes = torch._C._len_torch_function_stack
@@ -18,12 +19,12 @@ _functorch = torch._C._are_functorch_transforms_active
 _tracing = torch._C._is_tracing
 
 
-def direct(x: Optional[Tensor], y: Optional[Tensor] = None, z: Optional[Tensor] = None,
+def direct(x: Tensor, y: Optional[Tensor] = None, z: Optional[Tensor] = None,
            *others: Optional[Tensor]) -> bool:
     """Whether a call with these tensors may go past the dispatcher."""
     if compiling():
         return False
-    if type(x) not in _PLAIN or type(y) not in _PLAIN or type(z) not in _PLAIN:
+    if type(x) not in _TENSORS or type(y) not in _PLAIN or type(z) not in _PLAIN:
         return False
     for tensor in others:
         if type(tensor) not in _PLAIN:
