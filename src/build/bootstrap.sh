@@ -39,11 +39,15 @@ apt_install() {
     die "apt could not install $*"
 }
 
-pip_install() {
+need_venv() {
   command -v python3 >/dev/null || die "Python 3 is missing"
+  # Debian's Python makes environments only with python3-venv.
+  python3 -c 'import ensurepip, venv' 2>/dev/null || apt_install python3-venv
+}
+
+pip_install() {
+  need_venv
   if [ ! -x "$tools/bin/pip" ]; then
-    # Debian's Python makes environments only with python3-venv.
-    python3 -c 'import ensurepip, venv' 2>/dev/null || apt_install python3-venv
     quietly "$tools-pip.log" python3 -m venv --clear "$tools" || die "python3 -m venv failed"
   fi
   "$tools/bin/pip" show --quiet "${1%%[[=]*}" 2>/dev/null || say "Installing $1 from PyPI"
