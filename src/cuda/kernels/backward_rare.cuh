@@ -9,8 +9,8 @@ namespace rmsnorm::cuda {
 namespace {
 
 constexpr int kBackwardThreads = 512;  // of a block of whole-warp rows, at most
-constexpr int kBackwardWarps = 16;                    // of a row, at most
-constexpr int kBackwardPlaces = 15;                   // rows of whole warps in a block, at most
+constexpr int kBackwardWarps = 16;     // of a row, at most
+constexpr int kBackwardPlaces = 15;    // rows of whole warps in a block, at most
 
 struct BackwardArgs {
   Matrix dy, x, dx, rstd, weight;
