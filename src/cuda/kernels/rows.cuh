@@ -185,8 +185,9 @@ __device__ inline Scalar row_sum(Scalar value, const Team &team, Scalar *slots) 
   value = warp_sum(value);
   if (team.cluster == 1) return add_warps<kWarps, kPlaces>(value, team, slots);
   // Slow: MailBox is for common paths.
-  const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, warps = team.threads / 32;
+  const int warps = team.threads / 32;
 #if __CUDA_ARCH__ >= 900
+  const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
   if (lane < team.cluster) {
     const uint32_t to = address_in_block(slots + block_of_cluster() * warps + warp, lane);
     if constexpr (sizeof(Scalar) == 4)
