@@ -66,8 +66,8 @@ def test_the_source_distribution(tmp_path):
                         "-DSKBUILD=2"], check=True, stdout=subprocess.DEVNULL)
         return
     subprocess.run([sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps",
-                    "--no-build-isolation", "--config-settings=cmake.define.RMSNORM_CUDA=OFF", "-w", tmp_path,
-                    tmp_path / name], check=True)
+                    "--no-build-isolation", "--config-settings=cmake.define.RMSNORM_CUDA=OFF",
+                    "-w", tmp_path, tmp_path / name], check=True)
     (wheel,) = tmp_path.glob("rmsnorm-*.whl")
     subprocess.run([sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--target",
                     tmp_path / "there", wheel], check=True)
