@@ -45,7 +45,7 @@ def rms_norm(x: Tensor, weight: Optional[Tensor] = None, eps: Optional[float] = 
             or (weight is not None and weight.dim() != 1) or rounding not in _ROUNDINGS
             or not (x.is_cuda or x.is_cpu) or _autocast()):
         return _rms_norm(x, weight, eps, weight_offset, rounding, normalized_shape, out, out_dtype)
-    if _grad_enabled() and (x.requires_grad or (weight is not None and weight.requires_grad)):
+    if _records(x, weight):
         if out is not None:
             raise _no_gradient("out")
         return _autograd.norm(x, weight, eps, weight_offset, rounding, out_dtype or x.dtype)
@@ -73,8 +73,7 @@ def add_rms_norm(x: Tensor, residual: Tensor, weight: Optional[Tensor] = None,
             or _autocast()):
         return _add_rms_norm(x, residual, weight, eps, weight_offset, rounding, out_dtype)
     dtype = out_dtype or x.dtype
-    if _grad_enabled() and (x.requires_grad or residual.requires_grad
-                            or (weight is not None and weight.requires_grad)):
+    if _records(x, weight, residual):
         return _autograd.add_norm(x, residual, weight, eps, weight_offset, rounding, dtype)
     return _calls.add_forward(x, residual, weight, eps, weight_offset, _ROUNDINGS[rounding],
                               dtype)[:2]
@@ -94,13 +93,18 @@ def add_rms_norm_(x: Tensor, residual: Tensor, weight: Optional[Tensor] = None,
         weight_offset = _norm._number("weight_offset", weight_offset)
     if (residual is None or not _watch.direct(x, residual, weight) or rounding not in _ROUNDINGS
             or not (x.is_cuda or x.is_cpu) or (weight is not None and weight.dim() != 1)
-            or (_grad_enabled() and (x.requires_grad or residual.requires_grad
-                                     or (weight is not None and weight.requires_grad)))):
+            or _records(x, weight, residual)):
         _add_rms_norm_in_place(x, residual, weight, eps, weight_offset, rounding)
     else:
         _calls.add_forward(x, residual, weight, eps, weight_offset, _ROUNDINGS[rounding], x.dtype,
                            True)
     return x, residual
+
+
+def _records(x: Tensor, weight: Optional[Tensor], residual: Optional[Tensor] = None) -> bool:
+    """Whether autograd wants to know of a call with these."""
+    return _grad_enabled() and (x.requires_grad or (weight is not None and weight.requires_grad)
+                                or (residual is not None and residual.requires_grad))
 
 
 # ---- Calls that someone looks on, or of unusual arguments ----------------------------------------
@@ -114,7 +118,7 @@ def _rms_norm(x: Tensor, weight: Optional[Tensor], eps: float, weight_offset: fl
     dims = _normalized_dims(x, weight, normalized_shape)
     dtype = out_dtype or _result_dtype(x)
     if out is not None:
-        if _grad_enabled() and (x.requires_grad or (weight is not None and weight.requires_grad)):
+        if _records(x, weight):
             raise _no_gradient("out")
         _check_out(out, out_dtype)
         if out.shape != x.shape:
@@ -144,7 +148,7 @@ def _flat_norm(x: Tensor, weight: Optional[Tensor], eps: float, weight_offset: f
     """Over the last dimension alone."""
     code = _ROUNDINGS[rounding]
     if _watch.direct(x, weight, out) and (x.is_cuda or x.is_cpu):
-        if _grad_enabled() and (x.requires_grad or (weight is not None and weight.requires_grad)):
+        if _records(x, weight):
             return _autograd.norm(x, weight, eps, weight_offset, rounding, dtype)
         return _calls.forward(x, weight, eps, weight_offset, code, dtype, out)[0]
     if out is not None:
@@ -172,8 +176,7 @@ def _add_rms_norm_in_place(x: Tensor, residual: Tensor, weight: Optional[Tensor]
         raise RuntimeError("add_rms_norm_ writes to its arguments, which torch.func and forward "
                            "mode do not follow: use add_rms_norm")
     _check_add(x, residual, weight, rounding)
-    if _grad_enabled() and any(tensor is not None and tensor.requires_grad
-                               for tensor in (x, residual, weight)):
+    if _records(x, weight, residual):
         raise RuntimeError("add_rms_norm_ has no gradient: use add_rms_norm, or call it under "
                            "torch.no_grad()")
     _operators.add_forward_.default(x, residual, weight, eps, weight_offset, rounding)
