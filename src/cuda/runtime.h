@@ -98,6 +98,11 @@ inline bool rows_aligned(const View &view, int64_t bytes) {
          0;
 }
 
+// Whether one stride walks the (row, group) pairs of a view; `groups` of them are one row.
+inline bool is_one_stride(const View &view, int64_t groups) {
+  return !view.present() || view.row_stride == groups * view.group_stride;
+}
+
 inline Matrix matrix_of(const View &view) {
   const int64_t size = view.present() ? element_size(view.dtype) : 0;
   return {view.data, view.row_stride * size, view.group_stride * size, view.dtype};
