@@ -1,0 +1,27 @@
+# The tests of RMSNorm.jl. The library is found as users' is (RMSNORM_LIBRARY names it). After a line
+# for each failure: 'N passed, N failed, N skipped', where one is a test set without others inside.
+using RMSNorm
+using Random
+using Test
+using RMSNorm: ABI, Context, PointerArray
+
+include("support.jl")
+
+function tally(set)
+    inner = filter(each -> each isa Test.AbstractTestSet, set.results)
+    isempty(inner) || return sum(map(tally, inner))
+    any(each -> each isa Union{Test.Fail, Test.Error}, set.results) && return [0, 1, 0]
+    any(each -> each isa Test.Broken, set.results) && return [0, 0, 1]
+    return [1, 0, 0]
+end
+
+@testset "RMSNorm" begin
+    for name in ("forward", "backward", "arrays", "errors", "contexts", "library", "vectors",
+                 "chain_rules")
+        @testset "$name" begin
+            include("test_$name.jl")
+        end
+    end
+    passed, failed, skipped = tally(Test.get_testset())
+    println("$passed passed, $failed failed, $skipped skipped")
+end
