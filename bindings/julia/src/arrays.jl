@@ -44,12 +44,20 @@ const ANYWHERE = (Int32(0), Int32(0))
 
 place_name(place::Place) = place == HOST ? "the CPU" : "CUDA device $(place[2])"
 
-# Where an array's memory is. An extension adds methods for arrays of a GPU.
-place_of(::AbstractArray) = HOST
-place_of(::PointerArray) = ANYWHERE
+# The array that owns the memory of a view of views. What an extension for a GPU's arrays adds is
+# methods of root_place, of root_stream and root_workspace (call.jl), and of address.
+root(array::AbstractArray) = (owner = parent(array)) === array ? array : root(owner)
+root(array::PointerArray) = array
+
+# Where memory is.
+place_of(array) = root_place(root(array))
+root_place(::AbstractArray) = HOST
+root_place(::PointerArray) = ANYWHERE
+
+address(pointer::Ptr) = Ptr{Cvoid}(pointer)
 
 # The address of an array's first element and its strides.
-memory_of(array::StridedArray, name) = Ptr{Cvoid}(pointer(array)), strides(array)
+memory_of(array::StridedArray, name) = address(pointer(array)), strides(array)
 memory_of(array::PointerArray, name) = array.pointer, array.strides
 function memory_of(array::AbstractArray{T}, name) where {T}  # wrappers that lie in memory as well
     try

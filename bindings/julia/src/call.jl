@@ -11,17 +11,16 @@ context_for(other, x) =
 
 place_of(context::Context) = (context.device, context.ordinal)
 
-# stream: a cudaStream_t as a pointer or a number, or nothing for that of x. An extension adds
-# methods of stream_of and new_workspace for arrays of a GPU.
-stream_for(::Nothing, x) = stream_of(x)
+# stream: a cudaStream_t as a pointer or a number, or nothing for the one that x's package works in.
+stream_for(::Nothing, x) = root_stream(root(x))
 stream_for(stream::Union{Ptr, Integer}, x) = Ptr{Cvoid}(UInt(stream))
 stream_for(stream, x) =
     refuse(ABI.ERROR_STREAM, "stream must be a pointer or a number, not a ", typeof(stream))
-stream_of(x) = C_NULL
+root_stream(x) = C_NULL
 
 # workspace: nothing for new memory; a Vector{UInt8} to be used again, which grows; or a function
 # that is given a number of bytes and returns an array of the device's memory.
-workspace_of(::Nothing, x, place::Place, bytes::Int) = new_workspace(x, place, bytes)
+workspace_of(::Nothing, x, place::Place, bytes::Int) = root_workspace(root(x), place, bytes)
 workspace_of(workspace::Vector{UInt8}, x, place::Place, bytes::Int) =
     length(workspace) < bytes ? resize!(workspace, bytes) : workspace
 function workspace_of(allocate, x, place::Place, bytes::Int)
@@ -29,7 +28,7 @@ function workspace_of(allocate, x, place::Place, bytes::Int)
         "workspace must be a Vector{UInt8} or a function of bytes, not a ", typeof(allocate))
     return allocate(bytes)
 end
-function new_workspace(x, place::Place, bytes::Int)
+function root_workspace(x, place::Place, bytes::Int)
     place == HOST || refuse(ABI.ERROR_WORKSPACE,
         "workspace must be given: this call needs ", bytes, " bytes of memory of ", place_name(place))
     return Vector{UInt8}(undef, bytes)

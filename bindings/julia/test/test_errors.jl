@@ -117,3 +117,26 @@ end
     @test startswith(said, "RMSNormError: eps = -1") && !occursin('\n', said)
     @test endswith(said, "(1002)")
 end
+
+"An array that says it is on a GPU."
+struct Elsewhere{T, N} <: DenseArray{T, N}
+    array::Array{T, N}
+end
+Base.size(a::Elsewhere) = size(a.array)
+Base.strides(a::Elsewhere) = strides(a.array)
+Base.getindex(a::Elsewhere, i::Int...) = a.array[i...]
+Base.unsafe_convert(::Type{Ptr{T}}, a::Elsewhere{T}) where {T} = pointer(a.array)
+Base.elsize(::Type{<:Elsewhere{T}}) where {T} = sizeof(T)
+RMSNorm.root_place(::Elsewhere) = (ABI.DEVICE_CUDA, Int32(7))
+
+@testset "memory of another device" begin
+    said = "is in memory of CUDA device 7, but the call is for the CPU"
+    expect_refused(forward_of, ABI.ERROR_DEVICE, "weight $said";
+                   edit=c -> c.weight = Elsewhere(c.weight))
+    expect_refused(forward_of, ABI.ERROR_DEVICE, "y $said";
+                   edit=c -> c.y = view(Elsewhere(c.y), :, :, :))
+    expect_refused(backward_of, ABI.ERROR_DEVICE, "x $said";
+                   edit=c -> (c.x = Elsewhere(c.x); c.options = (context=Context(),)))
+    problem = error_of(() -> rmsnorm!(zeros(Float32, 4), Elsewhere(ones(Float32, 4))))
+    @test problem isa RMSNormError && problem.code ÷ 1000 in (1, 2)  # no such device
+end
