@@ -16,7 +16,7 @@ end
 
 @testset "RMSNorm" begin
     for name in ("forward", "backward", "arrays", "errors", "contexts", "library", "vectors",
-                 "chain_rules")
+                 "chain_rules", "examples")
         @testset "$name" begin
             include("test_$name.jl")
         end

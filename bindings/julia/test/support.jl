@@ -1,5 +1,9 @@
 # The operations once more in BigFloat, and errors in ulps: what results are judged by.
 
+const PACKAGE = dirname(@__DIR__)
+const TREE = dirname(dirname(PACKAGE))  # the project's, where the package stands in it
+const JULIA = joinpath(Sys.BINDIR, Base.julia_exename())
+
 setprecision(BigFloat, 320)  # sums of squares of Float64 stay exact enough
 
 "A 2-byte type by the name under which packages have theirs."

@@ -28,7 +28,7 @@ end
 using ChainRulesCore
 using ChainRulesCore: NoTangent, ZeroTangent, Thunk, rrule
 isdefined(Base, :get_extension) && Base.get_extension(RMSNorm, :RMSNormChainRulesCoreExt) !== nothing ||
-    include(joinpath(dirname(@__DIR__), "ext", "RMSNormChainRulesCoreExt.jl"))
+    include(joinpath(PACKAGE, "ext", "RMSNormChainRulesCoreExt.jl"))
 
 @testset "rmsnorm: $(length(vectors)) vectors" for vectors in (
         (), (weights(Float32, 16),), (weights(Float32, 16), normals(Float32, 16)),

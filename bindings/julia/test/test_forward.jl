@@ -81,7 +81,5 @@ end
         x, weight = ones(Float32, 64, 2), ones(Float32, 64)
         allocated(x, x, weight)
         print(allocated(x, x, weight))"""
-    julia = joinpath(Sys.BINDIR, Base.julia_exename())
-    package = dirname(@__DIR__)
-    @test read(`$julia --startup-file=no --project=$package -O2 -e $code`, String) == "0"
+    @test read(`$JULIA --startup-file=no --project=$PACKAGE -O2 -e $code`, String) == "0"
 end

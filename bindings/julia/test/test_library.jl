@@ -1,6 +1,5 @@
 # Finding the library, and refusing one that does not fit: in processes of their own.
 
-const PACKAGE = dirname(@__DIR__)
 const FOUND = RMSNorm.library().path
 
 "What a new process says that is told of this library, or of none."
@@ -14,8 +13,7 @@ function said(library, more...; package=PACKAGE)
     end
     code = "using RMSNorm; try rmsnorm(ones(Float32, 4)); println(\"loaded \", RMSNorm.library().path)
             catch problem; showerror(stdout, problem); println(); end"
-    julia = joinpath(Sys.BINDIR, Base.julia_exename())
-    return readchomp(setenv(`$julia --startup-file=no --compile=min -e $code`, environment))
+    return readchomp(setenv(`$JULIA --startup-file=no --compile=min -e $code`, environment))
 end
 
 "A library with all functions, which return 0; those in bodies do as told."

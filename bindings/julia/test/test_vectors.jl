@@ -1,7 +1,7 @@
 # The test vectors that all languages share: through the C functions, and through this package's.
 # They are beside the package in the project's source tree, and skipped elsewhere.
 
-const VECTORS = joinpath(dirname(dirname(dirname(@__DIR__))), "tests", "vectors")
+const VECTORS = joinpath(TREE, "tests", "vectors")
 const VECTOR_DTYPES = Dict("f32" => (Float32, ABI.DTYPE_F32), "f16" => (Float16, ABI.DTYPE_F16),
                            "bf16" => (UInt16, ABI.DTYPE_BF16), "f64" => (Float64, ABI.DTYPE_F64))
 
