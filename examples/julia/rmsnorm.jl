@@ -1,6 +1,6 @@
 #=
-The C example (../c/rmsnorm.c) in Julia, on the CPU: what one norm of a trained decoder sees, in fp32,
-fp16 and bf16, is read from .npy files, and
+The C example (../c/rmsnorm.c) in Julia, on the CPU: what one norm of a trained decoder sees, in
+fp32, fp16 and bf16, is read from .npy files, and
 
   fused add   h = x + residual, y = RMSNorm(h), and rstd for later
   forward     y = RMSNorm(h)
@@ -30,11 +30,14 @@ const TYPES = Dict("<f4" => Float32, "<f2" => Float16, "<f8" => Float64, "<u2" =
 function read_npy(path)
     isfile(path) || die("$path: no such file")
     bytes = read(path)
-    length(bytes) > 10 && bytes[1:7] == b"\x93NUMPY\x01" || die("$path: not a .npy file of version 1.0")
+    length(bytes) > 10 && bytes[1:7] == b"\x93NUMPY\x01" ||
+        die("$path: not a .npy file of version 1.0")
     start = 10 + bytes[9] + 256 * Int(bytes[10])
     header = String(bytes[11:start])
-    fields = match(r"'descr': '(.*?)', 'fortran_order': False, 'shape': \((\d+),(?: (\d+))?\)", header)
-    fields !== nothing && haskey(TYPES, fields[1]) || die("$path: of another type or order: $header")
+    fields = match(r"'descr': '(.*?)', 'fortran_order': False, 'shape': \((\d+),(?: (\d+))?\)",
+                   header)
+    fields !== nothing && haskey(TYPES, fields[1]) ||
+        die("$path: of another type or order: $header")
     shape = [parse(Int, each) for each in fields.captures[2:3] if each !== nothing]
     elements = copy(reinterpret(TYPES[fields[1]], bytes[start + 1:end]))
     length(elements) == prod(shape) || die("$path: its size does not match its shape")
@@ -54,7 +57,8 @@ function read_norm(path, dtype)
     array(name) = read_npy("$path.$name.npy")
     norm = Norm(dtype, array("x"), array("residual"), array("weight"), array("dy"), array("dh"))
     all(size(each) == size(norm.x) for each in (norm.residual, norm.dy, norm.dh)) &&
-        length(norm.weight) == size(norm.x, 1) || die("$path: the arrays' shapes do not go together")
+        length(norm.weight) == size(norm.x, 1) ||
+        die("$path: the arrays' shapes do not go together")
     return norm
 end
 
@@ -162,8 +166,8 @@ function main(arguments)
     length(arguments) == 1 || die("usage: rmsnorm.jl FOLDER, where FOLDER holds the .npy files")
     folder = only(arguments)
     println("librmsnorm ", RMSNorm.library().build_info)
-    println("error: the largest, in ulps against formulas in BigFloat; for gradients, in ulps of the")
-    println("terms that they sum. GB/s: of what a call must read and write.\n")
+    println("error: the largest, in ulps against formulas in BigFloat; for gradients, in ulps of")
+    println("the terms that they sum. GB/s: of what a call must read and write.\n")
     println("device  dtype  operation  error/ulp      GB/s")
     for (name, dtype) in (("layer2_mlp", "fp32"), ("layer2_mlp_f16", "fp16"),
                           ("layer2_mlp_bf16", "bf16"))

@@ -99,9 +99,10 @@ check_place(name, own::Place, place::Place) =
 # The same, of a tensor whose first dimension is the columns: the library does not stride over them.
 function columns(array, name, place::Place)
     found = operand(array, name, place)
-    isempty(found.size) && refuse(ABI.ERROR_SHAPE, name, " has no dimensions, but it must have rows")
+    isempty(found.size) &&
+        refuse(ABI.ERROR_SHAPE, name, " has no dimensions, but it must have rows")
     found.size[1] <= 1 || found.strides[1] == 1 || refuse(ABI.ERROR_STRIDE,
-        name, " has elements ", found.strides[1], " apart in its first dimension, but they must be ",
-        "next to each other: pass a copy")
+        name, " has elements ", found.strides[1], " apart in its first dimension, but they must ",
+        "be next to each other: pass a copy")
     return found
 end

@@ -30,7 +30,8 @@ function workspace_of(allocate, x, place::Place, bytes::Int)
 end
 function root_workspace(x, place::Place, bytes::Int)
     place == HOST || refuse(ABI.ERROR_WORKSPACE,
-        "workspace must be given: this call needs ", bytes, " bytes of memory of ", place_name(place))
+        "workspace must be given: this call needs ", bytes, " bytes of memory of ",
+        place_name(place))
     return Vector{UInt8}(undef, bytes)
 end
 

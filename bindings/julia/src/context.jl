@@ -33,7 +33,8 @@ end
 const DEVICES = Dict(:cpu => ABI.DEVICE_CPU, :cuda => ABI.DEVICE_CUDA)
 
 function as_int32(name::String, value::Integer)
-    typemin(Int32) <= value <= typemax(Int32) || refuse(ABI.ERROR_VALUE, name, " = ", value, ", but it must fit into 32 bits")
+    typemin(Int32) <= value <= typemax(Int32) ||
+        refuse(ABI.ERROR_VALUE, name, " = ", value, ", but it must fit into 32 bits")
     return Int32(value)
 end
 
@@ -64,9 +65,8 @@ end
 """
     set_cpu_threads(count)
 
-Lets calls on the CPU that are not given a context use up to `count` threads of the library's own, the
-caller's among them; 0 and 1, the default: the caller's alone. Results do not depend on it, not in
-one bit.
+Lets calls on the CPU that are not given a context use up to `count` threads, the caller's among
+them; 0 and 1, the default: the caller's alone. Results do not depend on it, not in one bit.
 """
 function set_cpu_threads(count::Integer)
     context = Context(; cpu_threads=count)

@@ -1,9 +1,9 @@
 # What goes wrong, as exceptions.
 
 """
-A call was refused, or failed. `code` is the library's (an `ERROR_*` constant of `RMSNorm.ABI`): 1xxx
-an argument breaks a rule, and nothing has been written; 2xxx not supported or not available here;
-3xxx out of memory; 4xxx CUDA failed; 5xxx a bug. `text` names the argument and the rule.
+A call was refused, or failed. `code` is the library's (an `ERROR_*` constant of `RMSNorm.ABI`):
+1xxx an argument breaks a rule, and nothing has been written; 2xxx not supported or not available
+here; 3xxx out of memory; 4xxx CUDA failed; 5xxx a bug. `text` names the argument and the rule.
 """
 struct RMSNormError <: Exception
     code::Int32

@@ -29,8 +29,8 @@ function vector_like(array, name, main::Operand{N}, place) where {N}
 end
 
 @noinline refuse_size(name, @nospecialize(size), @nospecialize(main), @nospecialize(wanted)) =
-    refuse(ABI.ERROR_SHAPE, name, " has size ", size, ", but with x of ", main, " it must be ", wanted,
-           name in VECTORS && length(main) > 1 ?
+    refuse(ABI.ERROR_SHAPE, name, " has size ", size, ", but with x of ", main, " it must be ",
+           wanted, name in VECTORS && length(main) > 1 ?
            ", or ($(main[1]), $(main[2])) for one per group" : "")
 const VECTORS = ("weight", "bias", "dweight", "dbias")
 
@@ -61,14 +61,16 @@ function joined(operand::Operand, first::Int, last::Int)
 end
 
 fits(operand::Operand{N}, split::Int) where {N} =
-    is_absent(operand) || (joined(operand, 2, split)[1] >= 0 && joined(operand, split + 1, N)[1] >= 0)
+    is_absent(operand) ||
+    (joined(operand, 2, split)[1] >= 0 && joined(operand, split + 1, N)[1] >= 0)
 
 function lay_out(main::Operand{N}, names, operands::Tuple{Vararg{Operand{N}}},
                  per_group::Bool) where {N}
     cols = main.size[1]
     if any(iszero, Base.tail(main.size))
         groups = per_group ? main.size[2] : 1
-        groups == 0 && refuse(ABI.ERROR_SHAPE, "x has size ", main.size, ", but there must be a group")
+        groups == 0 &&
+            refuse(ABI.ERROR_SHAPE, "x has size ", main.size, ", but there must be a group")
         return Layout(0, 0, groups, cols)
     end
     splits = per_group ? (2:2) : (1:N)

@@ -16,9 +16,9 @@ x's dtype as well, as Hugging Face's LlamaRMSNorm does.
 
 `rstd`: an array of x's size without the first dimension, Float32 (Float64 where all is), which
 receives `1 / sqrt(...)` for `rmsnorm_backward!`. `context`: a `RMSNorm.Context`. `stream`: a
-cudaStream_t, as a pointer or a number. `workspace`: a `Vector{UInt8}` for use again, which grows, or a
-function that is given a number of bytes and returns an array of the device's memory. `overlap`: the
-library's hint `RMSNORM_FLAG_OVERLAP`.
+cudaStream_t, as a pointer or a number. `workspace`: a `Vector{UInt8}` for use again, which grows,
+or a function that is given a number of bytes and returns an array of the device's memory.
+`overlap`: the library's hint `RMSNORM_FLAG_OVERLAP`.
 
 Throws `RMSNormError` with the argument's name before anything is written.
 """
@@ -44,8 +44,8 @@ rmsnorm(x, weight=nothing, bias=nothing; options...) =
     y = h / sqrt(mean(h^2) + eps) * (weight + weight_offset) + bias
 
 `residual`, `h`: of x's size; `h` may be `residual` or `x`, and `y` may be `x`. h is rounded to its
-dtype before it is normalised. `h = nothing` keeps none, and rounds it to the dtype of x and residual,
-to Float32 where they differ. The keywords are those of `rmsnorm!`.
+dtype before it is normalised. `h = nothing` keeps none, and rounds it to the dtype of x and
+residual, to Float32 where they differ. The keywords are those of `rmsnorm!`.
 """
 function add_rmsnorm!(y, h, x, residual, weight=nothing, bias=nothing; rstd=nothing, options...)
     residual === nothing && refuse(ABI.ERROR_NULL, "residual must be an array, not nothing")
@@ -79,8 +79,8 @@ The gradients of `rmsnorm!` and `add_rmsnorm!`, into what is given of `dx`, `dwe
 `dy`: the gradient of y. `x`: what was normalised, the h of `add_rmsnorm!`; dx is then the gradient
 of both x and residual. `rstd`: what the forward call gave; absent, it is computed from x and eps.
 `dresidual_out`: the gradient that arrives at h by other ways. `dresidual`: dx once more, for a
-residual of another dtype. `dweight`, `dbias`: of weight's size. `accumulate`: add to what they hold.
-`dx` may be `dy`, `x` or `dresidual_out`. The other keywords are those of `rmsnorm!`.
+residual of another dtype. `dweight`, `dbias`: of weight's size. `accumulate`: add to what they
+hold. `dx` may be `dy`, `x` or `dresidual_out`. The other keywords are those of `rmsnorm!`.
 """
 function rmsnorm_backward!(dx, dy, x, weight=nothing; options...)
     backward!(dx, dy, x, weight; options...)
@@ -90,8 +90,8 @@ end
 """
     rmsnorm_backward(dy, x, weight = nothing, bias = nothing; rstd, dresidual_out, ...)
 
-`rmsnorm_backward!` into new arrays: `(dx = ..., dweight = ..., dbias = ...)`, of the element types of
-x, weight and bias; `nothing` where there is no weight, no bias.
+`rmsnorm_backward!` into new arrays: `(dx = ..., dweight = ..., dbias = ...)`, of the element types
+of x, weight and bias; `nothing` where there is no weight, no bias.
 """
 function rmsnorm_backward(dy, x, weight=nothing, bias=nothing; options...)
     dx, dweight = new_like("x", x), new_like("weight", weight)
@@ -102,8 +102,8 @@ end
 
 new_like(name, array::AbstractArray) = similar(array)
 new_like(name, ::Nothing) = nothing
-new_like(name, other) = refuse(ABI.ERROR_VALUE, name, " must be an array for a new one like it, not a ",
-                               typeof(other), ": use the function with !")
+new_like(name, other) = refuse(ABI.ERROR_VALUE, name,
+    " must be an array for a new one like it, not a ", typeof(other), ": use the function with !")
 
 function forward!(y, residual_out, rstd, x, residual, weight, bias; eps::Real=1e-6,
                   weight_offset::Real=0, rounding::Symbol=:once, overlap::Bool=false,
@@ -125,7 +125,8 @@ function forward!(y, residual_out, rstd, x, residual, weight, bias; eps::Real=1e
     end
 end
 
-@noinline function forward_params(main, rows, vectors, per_group, eps, weight_offset, rounding, flags)
+@noinline function forward_params(main, rows, vectors, per_group, eps, weight_offset, rounding,
+                                  flags)
     layout = lay_out(main, ("y", "residual_out", "rstd", "x", "residual"), rows, per_group)
     y, residual_out, rstd, x, residual = rows
     weight, bias = vectors

@@ -1,5 +1,5 @@
-# The tests of RMSNorm.jl. The library is found as users' is (RMSNORM_LIBRARY names it). After a line
-# for each failure: 'N passed, N failed, N skipped', where one is a test set without others inside.
+# The tests of RMSNorm.jl. The library is found as users' is (RMSNORM_LIBRARY names it). Prints 'N
+# passed, N failed, N skipped', where one is a test set without others inside.
 using RMSNorm
 using Random
 using Test

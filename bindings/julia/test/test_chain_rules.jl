@@ -1,5 +1,5 @@
-# The rules for ChainRules: with the package where it is installed, else with a stand-in of what they
-# use of it, in which they run as they are but no differentiator does.
+# The rules for ChainRules: with the package where it is installed, else with a stand-in of what
+# they use of it, in which they run as they are but no differentiator does.
 
 const STAND_IN = """
 module ChainRulesCore
@@ -15,7 +15,8 @@ function rrule end
 struct ProjectTo{A}
     like::A
 end
-(project::ProjectTo)(gradient) = reshape(convert(Array{eltype(project.like)}, gradient), size(project.like))
+(project::ProjectTo)(gradient) =
+    reshape(convert(Array{eltype(project.like)}, gradient), size(project.like))
 end
 """
 
@@ -27,7 +28,8 @@ if Base.find_package("ChainRulesCore") === nothing
 end
 using ChainRulesCore
 using ChainRulesCore: NoTangent, ZeroTangent, Thunk, rrule
-isdefined(Base, :get_extension) && Base.get_extension(RMSNorm, :RMSNormChainRulesCoreExt) !== nothing ||
+isdefined(Base, :get_extension) &&
+    Base.get_extension(RMSNorm, :RMSNormChainRulesCoreExt) !== nothing ||
     include(joinpath(PACKAGE, "ext", "RMSNormChainRulesCoreExt.jl"))
 
 @testset "rmsnorm: $(length(vectors)) vectors" for vectors in (

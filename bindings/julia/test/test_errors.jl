@@ -89,9 +89,10 @@ end
 
 @testset "what the library refuses: $start" for (call, code, start, edit) in (
         (forward_of, ABI.ERROR_ALIAS, "", c -> c.h = c.y),
-        (forward_of, ABI.ERROR_ALIAS, "", c -> (c.x = view(vec(c.y), 5:92); c.residual = c.x;
-                                                c.y = view(vec(c.y), 1:88); c.h = zeros(Float32, 88);
-                                                c.weight = c.bias = nothing; c.rstd = nothing)),
+        (forward_of, ABI.ERROR_ALIAS, "", function (c)
+            c.x, c.y, c.h = view(vec(c.y), 5:92), view(vec(c.y), 1:88), zeros(Float32, 88)
+            c.residual, c.weight, c.bias, c.rstd = c.x, nothing, nothing, nothing
+        end),
         (backward_of, ABI.ERROR_ALIAS, "", c -> c.dresidual = c.dx),
         (forward_of, ABI.ERROR_VALUE, "eps = -1", c -> c.options = (eps=-1,)),
         (backward_of, ABI.ERROR_VALUE, "eps = nan", c -> c.options = (eps=NaN,)),

@@ -1,4 +1,4 @@
-# The README's code and the example run. They are in the project's source tree, and skipped elsewhere.
+# The README's code and the example. They are in the project's source tree, and skipped elsewhere.
 
 const EXAMPLE = joinpath(TREE, "examples", "julia", "rmsnorm.jl")
 

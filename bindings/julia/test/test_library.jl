@@ -11,8 +11,14 @@ function said(library, more...; package=PACKAGE)
     for (name, value) in more
         environment[name] = string(value, haskey(environment, name) ? ":$(environment[name])" : "")
     end
-    code = "using RMSNorm; try rmsnorm(ones(Float32, 4)); println(\"loaded \", RMSNorm.library().path)
-            catch problem; showerror(stdout, problem); println(); end"
+    code = """
+        using RMSNorm
+        try
+            rmsnorm(ones(Float32, 4))
+            println("loaded ", RMSNorm.library().path)
+        catch problem
+            showerror(stdout, problem)
+        end"""
     return readchomp(setenv(`$JULIA --startup-file=no --compile=min -e $code`, environment))
 end
 
@@ -31,7 +37,8 @@ end
 @testset "the one that is named or none" begin
     for missing_ in ("/nonexistent/librmsnorm.so", "nonexistent.so")
         line = said(missing_)
-        @test startswith(line, "RMSNorm.LibraryError: librmsnorm was not found; tried RMSNORM_LIBRARY: ")
+        @test startswith(line, "RMSNorm.LibraryError: librmsnorm was not found; tried " *
+                               "RMSNORM_LIBRARY: ")
         @test occursin(missing_, line) && !occursin("the system's", line) && !occursin('\n', line)
     end
     @test said(FOUND) == "loaded $FOUND"

@@ -5,7 +5,9 @@ const VECTORS = joinpath(TREE, "tests", "vectors")
 const VECTOR_DTYPES = Dict("f32" => (Float32, ABI.DTYPE_F32), "f16" => (Float16, ABI.DTYPE_F16),
                            "bf16" => (UInt16, ABI.DTYPE_BF16), "f64" => (Float64, ABI.DTYPE_F64))
 
-const FIELD = r"\G\"(\w+(?:\.\w+)?)\": (?:\"([^\"\\{}]*)\"|(-?\d+)(?![.e])|(-?[\d.]+(?:e[+-]?\d+)?))(?:, |$)"
+# A name, and text, a whole number or another one.
+const FIELD = r"""\G"(\w+(?:\.\w+)?)":\ (?:"([^"\\{}]*)"|(-?\d+)(?![.e])|(-?[\d.]+(?:e[+-]?\d+)?))
+                  (?:,\ |$)"""x
 
 "One line of cases.json: an object of numbers and of strings without escapes. Strict."
 function read_object(line)
@@ -99,7 +101,8 @@ function run_in_c(vector, data, context)
         end
     end
     @test status == vector["status"]
-    status == ABI.SUCCESS || @test startswith(RMSNorm.failure(functions, status).text, vector["error"])
+    status == ABI.SUCCESS ||
+        @test startswith(RMSNorm.failure(functions, status).text, vector["error"])
     @test isempty(wrong_elements(m))
 end
 
@@ -120,7 +123,8 @@ function array_of(m::Memories, name)
     end
     T = dtype(vector, name)[1]
     natural = Base.size_to_strides(1, size...)
-    all(i -> size[i] == 1 || steps[i] == natural[i], eachindex(size)) && data_of(m, name) != C_NULL &&
+    all(i -> size[i] == 1 || steps[i] == natural[i], eachindex(size)) &&
+        data_of(m, name) != C_NULL &&
         return unsafe_wrap(Array, Ptr{T}(data_of(m, name)), size)
     return PointerArray{T}(data_of(m, name), size, steps)
 end
@@ -158,7 +162,8 @@ end
     @test read_object("{\"a\": 1, \"b.c\": -2.5e-3, \"d\": \"x y\"},") ==
           Dict("a" => 1, "b.c" => -2.5e-3, "d" => "x y")
     @test read_object("{\"a\": \"x, y\"}") == Dict("a" => "x, y")
-    for line in ("{\"a\": }", "{\"a\": 1, , \"b\": 2}", "{\"a\": 1 \"b\": 2}", "{a: 1}", "{\"a\": [1]}", "{\"a\": 1, \"a\": 2}",
+    for line in ("{\"a\": }", "{\"a\": 1, , \"b\": 2}", "{\"a\": 1 \"b\": 2}",
+                 "{a: 1}", "{\"a\": [1]}", "{\"a\": 1, \"a\": 2}",
                  "{\"a\": \"x\\n\"}", "{\"a\": nan}")
         @test error_of(() -> read_object(line)) isa ErrorException
     end
