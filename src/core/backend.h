@@ -35,8 +35,27 @@ struct Backend {
   rmsnorm_status_t (*check_pointer)(const void *state, const char *argument, const void *pointer);
   Operation<ForwardProblem> forward;
   Operation<BackwardProblem> backward;
+  Operation<GluForwardProblem> glu_forward;
+  Operation<GluBackwardProblem> glu_backward;
   bool has_streams = false;  // else a call's stream must be NULL
 };
+
+// A backend's functions for the operation that a problem describes.
+inline const Operation<ForwardProblem> &operation(const Backend &backend, const ForwardProblem &) {
+  return backend.forward;
+}
+inline const Operation<BackwardProblem> &operation(const Backend &backend,
+                                                   const BackwardProblem &) {
+  return backend.backward;
+}
+inline const Operation<GluForwardProblem> &operation(const Backend &backend,
+                                                     const GluForwardProblem &) {
+  return backend.glu_forward;
+}
+inline const Operation<GluBackwardProblem> &operation(const Backend &backend,
+                                                      const GluBackwardProblem &) {
+  return backend.glu_backward;
+}
 
 extern const Backend kCpuBackend;
 extern const Backend

@@ -23,13 +23,21 @@ class Line {
   size_t length_ = 0;
 };
 
-void add_head(Line *line, const char *operation, const rmsnorm_context_t &context,
-              const NormProblem &problem) {
-  line->add(
-      "op=%s device=%s:%d rows=%lld groups=%lld cols=%lld eps=%.17g weight_offset=%.17g overlap=%d",
-      operation, context.backend->name, (int)context.ordinal, (long long)problem.rows,
-      (long long)problem.groups, (long long)problem.cols, problem.eps, problem.weight_offset,
-      problem.overlap ? 1 : 0);
+void add_head(Line *line, const char *name, const rmsnorm_context_t &context,
+              const Problem &problem) {
+  line->add("op=%s device=%s:%d rows=%lld groups=%lld cols=%lld", name, context.backend->name,
+            (int)context.ordinal, (long long)problem.rows, (long long)problem.groups,
+            (long long)problem.cols);
+}
+
+void add_scalars(Line *line, const NormProblem &problem) {
+  line->add(" eps=%.17g weight_offset=%.17g overlap=%d", problem.eps, problem.weight_offset,
+            problem.overlap ? 1 : 0);
+}
+
+void add_scalars(Line *line, const GluProblem &problem) {
+  line->add(" activation=%s overlap=%d", activation_name(problem.activation),
+            problem.overlap ? 1 : 0);
 }
 
 // name=dtype:row_stride:group_stride:alignment, and @other where it starts where another tensor
@@ -50,11 +58,12 @@ void add_tensors(Line *line, const Tensor<Problem> (&table)[kCount], const Probl
   }
 }
 
-template <class Problem>
-void send(Line *line, const rmsnorm_context_t &context, const Operation<Problem> &operation,
+template <class Problem, size_t kCount>
+void send(Line *line, const rmsnorm_context_t &context, const Tensor<Problem> (&table)[kCount],
           const Problem &problem) {
+  add_tensors(line, table, problem);
   char name[RMSNORM_KERNEL_NAME_SIZE];
-  operation.kernel_name(context.state, problem, name);
+  operation(*context.backend, problem).kernel_name(context.state, problem, name);
   line->add(" kernel=%s", name);
   context.log(context.log_user, line->text());
 }
@@ -64,17 +73,31 @@ void send(Line *line, const rmsnorm_context_t &context, const Operation<Problem>
 void log_call(const rmsnorm_context_t &context, const ForwardProblem &problem) {
   Line line;
   add_head(&line, "forward", context, problem);
+  add_scalars(&line, problem);
   line.add(" rounding=%s", problem.llama ? "llama" : "once");
-  add_tensors(&line, kForwardTensors, problem);
-  send(&line, context, context.backend->forward, problem);
+  send(&line, context, kForwardTensors, problem);
 }
 
 void log_call(const rmsnorm_context_t &context, const BackwardProblem &problem) {
   Line line;
   add_head(&line, "backward", context, problem);
+  add_scalars(&line, problem);
   line.add(" accumulate=%d", problem.accumulate ? 1 : 0);
-  add_tensors(&line, kBackwardTensors, problem);
-  send(&line, context, context.backend->backward, problem);
+  send(&line, context, kBackwardTensors, problem);
+}
+
+void log_call(const rmsnorm_context_t &context, const GluForwardProblem &problem) {
+  Line line;
+  add_head(&line, "glu_forward", context, problem);
+  add_scalars(&line, problem);
+  send(&line, context, kGluForwardTensors, problem);
+}
+
+void log_call(const rmsnorm_context_t &context, const GluBackwardProblem &problem) {
+  Line line;
+  add_head(&line, "glu_backward", context, problem);
+  add_scalars(&line, problem);
+  send(&line, context, kGluBackwardTensors, problem);
 }
 
 }  // namespace rmsnorm

@@ -7,5 +7,7 @@ namespace rmsnorm {
 
 void log_call(const rmsnorm_context_t &context, const ForwardProblem &problem);
 void log_call(const rmsnorm_context_t &context, const BackwardProblem &problem);
+void log_call(const rmsnorm_context_t &context, const GluForwardProblem &problem);
+void log_call(const rmsnorm_context_t &context, const GluBackwardProblem &problem);
 
 }  // namespace rmsnorm

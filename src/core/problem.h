@@ -24,10 +24,14 @@ struct View {
   }
 };
 
-struct NormProblem {
+// What every operation's problem begins with.
+struct Problem {
   int64_t rows = 0, groups = 1, cols = 0;
-  double eps = 0, weight_offset = 0;
   bool overlap = false;
+};
+
+struct NormProblem : Problem {
+  double eps = 0, weight_offset = 0;
 };
 
 struct ForwardProblem : NormProblem {
@@ -40,6 +44,26 @@ struct BackwardProblem : NormProblem {
   bool accumulate = false;
   bool per_group = false;  // dweight and dbias are per group, not summed over groups
   View dy, x, weight, rstd, dresidual_out, dx, dresidual, dweight, dbias;
+};
+
+struct GluProblem : Problem {
+  rmsnorm_activation_t activation = RMSNORM_ACTIVATION_SILU;
+};
+
+inline const char *activation_name(rmsnorm_activation_t activation) {
+  switch (activation) {
+    case RMSNORM_ACTIVATION_SILU: return "silu";
+    case RMSNORM_ACTIVATION_GELU_TANH: return "gelu_tanh";
+    default: return "gelu_erf";
+  }
+}
+
+struct GluForwardProblem : GluProblem {
+  View gate, up, y;
+};
+
+struct GluBackwardProblem : GluProblem {
+  View dy, gate, up, dgate, dup;
 };
 
 // How a tensor relates to the shape.
@@ -63,5 +87,7 @@ struct Tensor {
 
 extern const Tensor<ForwardProblem> kForwardTensors[7];
 extern const Tensor<BackwardProblem> kBackwardTensors[9];
+extern const Tensor<GluForwardProblem> kGluForwardTensors[3];
+extern const Tensor<GluBackwardProblem> kGluBackwardTensors[5];
 
 }  // namespace rmsnorm

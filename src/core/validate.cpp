@@ -15,6 +15,8 @@ namespace rmsnorm {
   { #name, offsetof(params, name), &Problem::name, Extent::extent, output, required }
 #define FORWARD(...) ROW(ForwardProblem, rmsnorm_forward_params_t, __VA_ARGS__)
 #define BACKWARD(...) ROW(BackwardProblem, rmsnorm_backward_params_t, __VA_ARGS__)
+#define GLU_FORWARD(...) ROW(GluForwardProblem, rmsnorm_glu_forward_params_t, __VA_ARGS__)
+#define GLU_BACKWARD(...) ROW(GluBackwardProblem, rmsnorm_glu_backward_params_t, __VA_ARGS__)
 
 const Tensor<ForwardProblem> kForwardTensors[7] = {
     FORWARD(x, kElements, false, true),     FORWARD(residual, kElements, false, false),
@@ -35,13 +37,27 @@ const Tensor<BackwardProblem> kBackwardTensors[9] = {
     BACKWARD(dbias, kVector, true, false),
 };
 
+const Tensor<GluForwardProblem> kGluForwardTensors[3] = {
+    GLU_FORWARD(gate, kElements, false, true),
+    GLU_FORWARD(up, kElements, false, true),
+    GLU_FORWARD(y, kElements, true, true),
+};
+
+const Tensor<GluBackwardProblem> kGluBackwardTensors[5] = {
+    GLU_BACKWARD(dy, kElements, false, true),  GLU_BACKWARD(gate, kElements, false, true),
+    GLU_BACKWARD(up, kElements, false, true),  GLU_BACKWARD(dgate, kElements, true, false),
+    GLU_BACKWARD(dup, kElements, true, false),
+};
+
 #undef ROW
 #undef FORWARD
 #undef BACKWARD
+#undef GLU_FORWARD
+#undef GLU_BACKWARD
 
 namespace {
 
-Box box_of(const NormProblem &problem, Extent extent) {
+Box box_of(const Problem &problem, Extent extent) {
   return {extent == Extent::kVector ? 1 : problem.rows, problem.groups,
           extent == Extent::kRows ? 1 : problem.cols};
 }
@@ -55,9 +71,21 @@ bool may_share(const BackwardProblem &problem, const View *output, const View *i
   return output == &problem.dx &&
          (input == &problem.dy || input == &problem.x || input == &problem.dresidual_out);
 }
+bool may_share(const GluForwardProblem &, const View *, const View *) { return true; }
+bool may_share(const GluBackwardProblem &problem, const View *output, const View *input) {
+  return input == &problem.dy || input == (output == &problem.dgate ? &problem.gate : &problem.up);
+}
 
-template <class Params, class Problem>
-rmsnorm_status_t read_scalars(const Params &params, uint32_t known_flags, Problem *problem) {
+// The tensor whose dtype tells whether all is fp64.
+const Tensor<ForwardProblem> &lead(const ForwardProblem &) { return kForwardTensors[0]; }
+const Tensor<BackwardProblem> &lead(const BackwardProblem &) { return kBackwardTensors[1]; }
+const Tensor<GluForwardProblem> &lead(const GluForwardProblem &) { return kGluForwardTensors[0]; }
+const Tensor<GluBackwardProblem> &lead(const GluBackwardProblem &) {
+  return kGluBackwardTensors[1];
+}
+
+template <class Params>
+rmsnorm_status_t read_head(const Params &params, uint32_t known_flags, Problem *problem) {
   if (params.rows < 0)
     return fail(RMSNORM_ERROR_SHAPE, "rows = %lld is negative", (long long)params.rows);
   if (params.groups < 0)
@@ -73,6 +101,16 @@ rmsnorm_status_t read_scalars(const Params &params, uint32_t known_flags, Proble
       __builtin_mul_overflow(elements, problem->cols, &elements))
     return fail(RMSNORM_ERROR_SHAPE, "rows = %lld x groups = %lld x cols = %lld exceeds 2^63",
                 (long long)params.rows, (long long)params.groups, (long long)params.cols);
+  if (const uint32_t unknown = params.flags & ~known_flags)
+    return fail(RMSNORM_ERROR_NEWER_LIBRARY,
+                "flags has bits 0x%x that this operation does not know: they need a newer library",
+                unknown);
+  problem->overlap = (params.flags & RMSNORM_FLAG_OVERLAP) != 0;
+  return RMSNORM_SUCCESS;
+}
+
+template <class Params>
+rmsnorm_status_t read_norm_scalars(const Params &params, NormProblem *problem) {
   if (!(params.eps >= 0) || std::isinf(params.eps))
     return fail(RMSNORM_ERROR_VALUE, "eps = %g, but it must be finite and not negative",
                 params.eps);
@@ -83,11 +121,25 @@ rmsnorm_status_t read_scalars(const Params &params, uint32_t known_flags, Proble
   if (params.rounding != RMSNORM_ROUNDING_ONCE && params.rounding != RMSNORM_ROUNDING_LLAMA)
     return fail(RMSNORM_ERROR_NEWER_LIBRARY,
                 "rounding = %d is unknown here: it needs a newer library", (int)params.rounding);
-  if (const uint32_t unknown = params.flags & ~known_flags)
+  return RMSNORM_SUCCESS;
+}
+
+rmsnorm_status_t check_weight_offset(const NormProblem &problem, rmsnorm_dtype_t x) {
+  const double offset = std::fabs(problem.weight_offset);
+  if (x == RMSNORM_DTYPE_F64 || offset == 0 || (offset >= FLT_MIN && offset <= FLT_MAX))
+    return RMSNORM_SUCCESS;
+  return fail(RMSNORM_ERROR_VALUE, "weight_offset = %g is not 0 and not a normal fp32 magnitude",
+              problem.weight_offset);
+}
+
+template <class Params>
+rmsnorm_status_t read_activation(const Params &params, GluProblem *problem) {
+  if (params.activation < RMSNORM_ACTIVATION_SILU ||
+      params.activation > RMSNORM_ACTIVATION_GELU_ERF)
     return fail(RMSNORM_ERROR_NEWER_LIBRARY,
-                "flags has bits 0x%x that this operation does not know: they need a newer library",
-                unknown);
-  problem->overlap = (params.flags & RMSNORM_FLAG_OVERLAP) != 0;
+                "activation = %d is unknown here: it needs a newer library",
+                (int)params.activation);
+  problem->activation = params.activation;
   return RMSNORM_SUCCESS;
 }
 
@@ -141,11 +193,11 @@ rmsnorm_status_t read_tensor(const Tensor<Problem> &row, const void *params, Che
 template <class Problem>
 rmsnorm_status_t check_dtype(const Tensor<Problem> &row, const Problem &problem) {
   const rmsnorm_dtype_t dtype = (problem.*row.view).dtype;
-  const rmsnorm_dtype_t x = problem.x.dtype;
+  const rmsnorm_dtype_t other = (problem.*lead(problem).view).dtype;
   if (dtype == RMSNORM_DTYPE_NONE) return RMSNORM_SUCCESS;
-  if ((dtype == RMSNORM_DTYPE_F64) != (x == RMSNORM_DTYPE_F64))
-    return fail(RMSNORM_ERROR_DTYPE, "%s.dtype is %s and x.dtype %s: fp64 goes with fp64 alone",
-                row.name, dtype_name(dtype), dtype_name(x));
+  if ((dtype == RMSNORM_DTYPE_F64) != (other == RMSNORM_DTYPE_F64))
+    return fail(RMSNORM_ERROR_DTYPE, "%s.dtype is %s and %s.dtype %s: fp64 goes with fp64 alone",
+                row.name, dtype_name(dtype), lead(problem).name, dtype_name(other));
   if (row.extent == Extent::kRows && dtype != RMSNORM_DTYPE_F64 && dtype != RMSNORM_DTYPE_F32)
     return fail(RMSNORM_ERROR_DTYPE, "%s.dtype is %s, but it is always fp32 (fp64 where all is)",
                 row.name, dtype_name(dtype));
@@ -197,11 +249,6 @@ rmsnorm_status_t read_tensors(const Tensor<Problem> (&table)[kCount], const void
                               Check check, Problem *problem) {
   for (const Tensor<Problem> &row : table) RMSNORM_TRY(read_tensor(row, params, check, problem));
   for (const Tensor<Problem> &row : table) RMSNORM_TRY(check_dtype(row, *problem));
-  const double offset = std::fabs(problem->weight_offset);
-  if (problem->x.dtype != RMSNORM_DTYPE_F64 && offset != 0 &&
-      !(offset >= FLT_MIN && offset <= FLT_MAX))
-    return fail(RMSNORM_ERROR_VALUE, "weight_offset = %g is not 0 and not a normal fp32 magnitude",
-                problem->weight_offset);
   ByteRange ranges[kCount];
   for (size_t i = 0; i < kCount; ++i)
     if ((problem->*table[i].view).present())
@@ -260,8 +307,10 @@ rmsnorm_status_t make_problem(const rmsnorm_forward_params_t *given, Check check
                               ForwardProblem *problem) {
   rmsnorm_forward_params_t params;
   RMSNORM_TRY(read_struct("params", given, &params));
-  RMSNORM_TRY(read_scalars(params, RMSNORM_FLAG_OVERLAP, problem));
+  RMSNORM_TRY(read_head(params, RMSNORM_FLAG_OVERLAP, problem));
+  RMSNORM_TRY(read_norm_scalars(params, problem));
   RMSNORM_TRY(read_tensors(kForwardTensors, &params, check, problem));
+  RMSNORM_TRY(check_weight_offset(*problem, problem->x.dtype));
   if (problem->residual_out.present() && !problem->residual.present())
     return fail(RMSNORM_ERROR_NULL, "residual_out is given, but residual is absent");
   problem->llama = params.rounding == RMSNORM_ROUNDING_LLAMA;
@@ -276,14 +325,37 @@ rmsnorm_status_t make_problem(const rmsnorm_backward_params_t *given, Check chec
                               BackwardProblem *problem) {
   rmsnorm_backward_params_t params;
   RMSNORM_TRY(read_struct("params", given, &params));
-  RMSNORM_TRY(read_scalars(params, RMSNORM_FLAG_OVERLAP | RMSNORM_FLAG_ACCUMULATE, problem));
+  RMSNORM_TRY(read_head(params, RMSNORM_FLAG_OVERLAP | RMSNORM_FLAG_ACCUMULATE, problem));
+  RMSNORM_TRY(read_norm_scalars(params, problem));
   problem->accumulate = (params.flags & RMSNORM_FLAG_ACCUMULATE) != 0;
   RMSNORM_TRY(read_tensors(kBackwardTensors, &params, check, problem));
+  RMSNORM_TRY(check_weight_offset(*problem, problem->x.dtype));
   if (!problem->dx.present() && !problem->dresidual.present() && !problem->dweight.present() &&
       !problem->dbias.present())
     return fail(RMSNORM_ERROR_NULL,
                 "dx, dresidual, dweight and dbias are all absent: no output is asked for");
   return read_group_sums(problem);
+}
+
+rmsnorm_status_t make_problem(const rmsnorm_glu_forward_params_t *given, Check check,
+                              GluForwardProblem *problem) {
+  rmsnorm_glu_forward_params_t params;
+  RMSNORM_TRY(read_struct("params", given, &params));
+  RMSNORM_TRY(read_head(params, RMSNORM_FLAG_OVERLAP, problem));
+  RMSNORM_TRY(read_activation(params, problem));
+  return read_tensors(kGluForwardTensors, &params, check, problem);
+}
+
+rmsnorm_status_t make_problem(const rmsnorm_glu_backward_params_t *given, Check check,
+                              GluBackwardProblem *problem) {
+  rmsnorm_glu_backward_params_t params;
+  RMSNORM_TRY(read_struct("params", given, &params));
+  RMSNORM_TRY(read_head(params, RMSNORM_FLAG_OVERLAP, problem));
+  RMSNORM_TRY(read_activation(params, problem));
+  RMSNORM_TRY(read_tensors(kGluBackwardTensors, &params, check, problem));
+  if (!problem->dgate.present() && !problem->dup.present())
+    return fail(RMSNORM_ERROR_NULL, "dgate and dup are both absent: no output is asked for");
+  return RMSNORM_SUCCESS;
 }
 
 rmsnorm_status_t check_workspace(const ForwardProblem &problem, const void *workspace, size_t size,
@@ -294,6 +366,16 @@ rmsnorm_status_t check_workspace(const ForwardProblem &problem, const void *work
 rmsnorm_status_t check_workspace(const BackwardProblem &problem, const void *workspace, size_t size,
                                  size_t needed) {
   return check_workspace_of(kBackwardTensors, problem, workspace, size, needed);
+}
+
+rmsnorm_status_t check_workspace(const GluForwardProblem &problem, const void *workspace,
+                                 size_t size, size_t needed) {
+  return check_workspace_of(kGluForwardTensors, problem, workspace, size, needed);
+}
+
+rmsnorm_status_t check_workspace(const GluBackwardProblem &problem, const void *workspace,
+                                 size_t size, size_t needed) {
+  return check_workspace_of(kGluBackwardTensors, problem, workspace, size, needed);
 }
 
 }  // namespace rmsnorm

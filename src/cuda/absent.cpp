@@ -18,7 +18,7 @@ void destroy(void *) {}  // never reached: no context is created
 
 }  // namespace
 
-const Backend kCudaBackend = {"cuda",  device_count, device_info, create, destroy,
-                              nullptr, {},           {},          true};
+const Backend kCudaBackend = {"cuda", device_count, device_info, create, destroy, nullptr,
+                              {},     {},           {},          {},     true};
 
 }  // namespace rmsnorm
