@@ -14,9 +14,9 @@
  *   if (status.ok()) status = rmsnorm::forward(context, args);
  *   if (!status.ok()) std::fprintf(stderr, "%s\n", status.text());
  *
- * The shape of a call is that of its main view (x of forward and backward); the others must
- * go with it, and a view of a container must stay inside it. Both are checked here, everything else
- * in the library; the first argument that does not fit is named, and nothing has been written.
+ * The shape of a call is that of its main view (x, or gate); the others must go with it, and a view
+ * of a container must stay inside it. Both are checked here, everything else in the library; the
+ * first argument that does not fit is named, and nothing has been written.
  */
 #ifndef RMSNORM_HPP
 #define RMSNORM_HPP
@@ -282,6 +282,20 @@ struct Backward {
   std::uint32_t flags = 0;
 };
 
+struct GluForward {
+  Input gate = {}, up = {};
+  Output y = {};
+  rmsnorm_activation_t activation = RMSNORM_ACTIVATION_SILU;
+  std::uint32_t flags = 0;
+};
+
+struct GluBackward {
+  Input dy = {}, gate = {}, up = {};
+  Output dgate = {}, dup = {};
+  rmsnorm_activation_t activation = RMSNORM_ACTIVATION_SILU;
+  std::uint32_t flags = 0;
+};
+
 // Memory of the context's device, of at least the bytes that the operation's _workspace_size tells.
 struct Workspace {
   void *data = nullptr;
@@ -317,8 +331,6 @@ class Filler {
     params->rows = main_.rows;
     params->groups = main_.groups;
     params->cols = main_.cols;
-    params->eps = args.eps;
-    params->weight_offset = args.weight_offset;
     params->flags = args.flags;
     return status_;
   }
@@ -372,6 +384,8 @@ inline Status fill(const Forward &args, rmsnorm_forward_params_t *params) noexce
   filler.rows("y", args.y, &params->y);
   filler.rows("residual_out", args.residual_out, &params->residual_out);
   filler.rstd("rstd", args.rstd, &params->rstd);
+  params->eps = args.eps;
+  params->weight_offset = args.weight_offset;
   params->rounding = args.rounding;
   return filler.finish(args, params);
 }
@@ -387,6 +401,28 @@ inline Status fill(const Backward &args, rmsnorm_backward_params_t *params) noex
   filler.rows("dresidual", args.dresidual, &params->dresidual);
   filler.vector("dweight", args.dweight, &params->dweight);
   filler.vector("dbias", args.dbias, &params->dbias);
+  params->eps = args.eps;
+  params->weight_offset = args.weight_offset;
+  return filler.finish(args, params);
+}
+
+inline Status fill(const GluForward &args, rmsnorm_glu_forward_params_t *params) noexcept {
+  Filler filler("gate", args.gate);
+  filler.rows("gate", args.gate, &params->gate);
+  filler.rows("up", args.up, &params->up);
+  filler.rows("y", args.y, &params->y);
+  params->activation = args.activation;
+  return filler.finish(args, params);
+}
+
+inline Status fill(const GluBackward &args, rmsnorm_glu_backward_params_t *params) noexcept {
+  Filler filler("gate", args.gate);
+  filler.rows("gate", args.gate, &params->gate);
+  filler.rows("dy", args.dy, &params->dy);
+  filler.rows("up", args.up, &params->up);
+  filler.rows("dgate", args.dgate, &params->dgate);
+  filler.rows("dup", args.dup, &params->dup);
+  params->activation = args.activation;
   return filler.finish(args, params);
 }
 
@@ -427,6 +463,32 @@ inline Status backward_workspace_size(const Context &context, const Backward &ar
 inline Status backward_kernel_name(const Context &context, const Backward &args, char *name,
                                    std::size_t capacity) noexcept {
   return detail::call(rmsnorm_backward_kernel_name, context, args, name, capacity);
+}
+
+inline Status glu_forward(const Context &context, const GluForward &args, Workspace workspace = {},
+                          void *stream = nullptr) noexcept {
+  return detail::call(rmsnorm_glu_forward, context, args, workspace.data, workspace.size, stream);
+}
+inline Status glu_forward_workspace_size(const Context &context, const GluForward &args,
+                                         std::size_t *size) noexcept {
+  return detail::call(rmsnorm_glu_forward_workspace_size, context, args, size);
+}
+inline Status glu_forward_kernel_name(const Context &context, const GluForward &args, char *name,
+                                      std::size_t capacity) noexcept {
+  return detail::call(rmsnorm_glu_forward_kernel_name, context, args, name, capacity);
+}
+
+inline Status glu_backward(const Context &context, const GluBackward &args,
+                           Workspace workspace = {}, void *stream = nullptr) noexcept {
+  return detail::call(rmsnorm_glu_backward, context, args, workspace.data, workspace.size, stream);
+}
+inline Status glu_backward_workspace_size(const Context &context, const GluBackward &args,
+                                          std::size_t *size) noexcept {
+  return detail::call(rmsnorm_glu_backward_workspace_size, context, args, size);
+}
+inline Status glu_backward_kernel_name(const Context &context, const GluBackward &args, char *name,
+                                       std::size_t capacity) noexcept {
+  return detail::call(rmsnorm_glu_backward_kernel_name, context, args, name, capacity);
 }
 
 }  // namespace rmsnorm

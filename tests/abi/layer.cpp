@@ -50,6 +50,24 @@ rmsnorm::Status calls(const float (&x)[8], std::uint16_t *y, Half *h, float *rst
   if (status.ok()) status = rmsnorm::backward_workspace_size(context, backward, &workspace.size);
   if (status.ok()) status = rmsnorm::backward_kernel_name(context, backward, name, sizeof name);
   if (status.ok()) status = rmsnorm::backward(context, backward, workspace, nullptr);
+
+  rmsnorm::GluForward glu_forward;
+  glu_forward.gate = glu_forward.up = rmsnorm::matrix(x, 2, 4);
+  glu_forward.y = forward.y;
+  if (status.ok())
+    status = rmsnorm::glu_forward_workspace_size(context, glu_forward, &workspace.size);
+  if (status.ok())
+    status = rmsnorm::glu_forward_kernel_name(context, glu_forward, name, sizeof name);
+  if (status.ok()) status = rmsnorm::glu_forward(context, glu_forward, workspace, nullptr);
+
+  rmsnorm::GluBackward glu_backward;
+  glu_backward.dy = glu_backward.gate = glu_backward.up = rmsnorm::matrix(x, 2, 4);
+  glu_backward.dgate = forward.y;
+  if (status.ok())
+    status = rmsnorm::glu_backward_workspace_size(context, glu_backward, &workspace.size);
+  if (status.ok())
+    status = rmsnorm::glu_backward_kernel_name(context, glu_backward, name, sizeof name);
+  if (status.ok()) status = rmsnorm::glu_backward(context, glu_backward, workspace, nullptr);
 #if __cplusplus >= 202002L
   if (status.ok())
     status = rmsnorm::forward(context, {.x = rmsnorm::matrix(x, 2, 4), .y = forward.y});

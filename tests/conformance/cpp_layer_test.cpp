@@ -206,6 +206,63 @@ class CppLayerOf : public OnDevice {
     EXPECT_EQ(dbias[0], dbias[1]);
   }
 
+  template <class T>
+  void glu_gives_the_bits_of_c() {
+    const Memory<T> gate(device(), kElements, 1), up(device(), kElements, 2);
+    const Memory<T> dy(device(), kElements, 3);
+    std::vector<typename View<T>::Element> y[2], dgate[2], dup[2];
+    for (const bool in_c : {true, false}) {
+      Memory<T> y_memory(device(), kElements, 4), dgate_memory(device(), kElements, 5);
+      Memory<T> dup_memory(device(), kElements, 6);
+      rmsnorm::GluForward forward;
+      forward.gate = rows_view(gate), forward.up = rows_view(up), forward.y = rows_view(y_memory);
+      forward.activation = RMSNORM_ACTIVATION_GELU_ERF;
+      rmsnorm::GluBackward backward;
+      backward.gate = rows_view(gate), backward.up = rows_view(up), backward.dy = rows_view(dy);
+      backward.dgate = rows_view(dgate_memory), backward.dup = rows_view(dup_memory);
+      backward.activation = RMSNORM_ACTIVATION_GELU_TANH;
+      rmsnorm::Workspace workspaces[2];
+      Status status = rmsnorm::glu_forward_workspace_size(context_, forward, &workspaces[0].size);
+      ASSERT_TRUE(status.ok()) << status.text();
+      status = rmsnorm::glu_backward_workspace_size(context_, backward, &workspaces[1].size);
+      ASSERT_TRUE(status.ok()) << status.text();
+      const Memory<float> first(device(), static_cast<int64_t>(workspaces[0].size / 4 + 1), 7);
+      const Memory<float> second(device(), static_cast<int64_t>(workspaces[1].size / 4 + 1), 8);
+      workspaces[0].data = first.get(), workspaces[1].data = second.get();
+      if (in_c) {
+        rmsnorm_glu_forward_params_t params = RMSNORM_GLU_FORWARD_PARAMS_INIT;
+        params.rows = kRows, params.groups = kGroups, params.cols = kCols;
+        params.activation = RMSNORM_ACTIVATION_GELU_ERF;
+        params.gate = c_input(gate, kRowStride, kGroupStride);
+        params.up = c_input(up, kRowStride, kGroupStride);
+        params.y = c_output(y_memory, kRowStride, kGroupStride);
+        ASSERT_EQ(rmsnorm_glu_forward(context_.get(), &params, workspaces[0].data,
+                                      workspaces[0].size, device().stream()),
+                  0);
+        rmsnorm_glu_backward_params_t gradients = RMSNORM_GLU_BACKWARD_PARAMS_INIT;
+        gradients.rows = kRows, gradients.groups = kGroups, gradients.cols = kCols;
+        gradients.activation = RMSNORM_ACTIVATION_GELU_TANH;
+        gradients.dy = c_input(dy, kRowStride, kGroupStride);
+        gradients.gate = params.gate, gradients.up = params.up;
+        gradients.dgate = c_output(dgate_memory, kRowStride, kGroupStride);
+        gradients.dup = c_output(dup_memory, kRowStride, kGroupStride);
+        ASSERT_EQ(rmsnorm_glu_backward(context_.get(), &gradients, workspaces[1].data,
+                                       workspaces[1].size, device().stream()),
+                  0);
+      } else {
+        status = rmsnorm::glu_forward(context_, forward, workspaces[0], device().stream());
+        ASSERT_TRUE(status.ok()) << status.text();
+        status = rmsnorm::glu_backward(context_, backward, workspaces[1], device().stream());
+        ASSERT_TRUE(status.ok()) << status.text();
+      }
+      y[in_c] = y_memory.read(), dgate[in_c] = dgate_memory.read();
+      dup[in_c] = dup_memory.read();
+    }
+    EXPECT_EQ(y[0], y[1]);
+    EXPECT_EQ(dgate[0], dgate[1]);
+    EXPECT_EQ(dup[0], dup[1]);
+  }
+
   rmsnorm::Context context_;
 };
 
@@ -223,6 +280,13 @@ TEST_P(CppLayerOf, BackwardGivesTheBitsOfC) {
   backward_gives_the_bits_of_c<BFloat16>();
 }
 
+TEST_P(CppLayerOf, GluGivesTheBitsOfC) {
+  glu_gives_the_bits_of_c<float>();
+  glu_gives_the_bits_of_c<double>();
+  glu_gives_the_bits_of_c<Float16>();
+  glu_gives_the_bits_of_c<BFloat16>();
+}
+
 TEST_P(CppLayerOf, NamesOfKernels) {
   const Memory<float> memory(device(), 8, 1);
   char name[RMSNORM_KERNEL_NAME_SIZE] = "";
@@ -235,6 +299,15 @@ TEST_P(CppLayerOf, NamesOfKernels) {
   backward.dx = matrix(memory.get(), 2, 4);
   status = rmsnorm::backward_kernel_name(context_, backward, name, 1);
   EXPECT_EQ(status.code(), RMSNORM_ERROR_VALUE);
+  rmsnorm::GluForward glu_forward;
+  glu_forward.gate = glu_forward.up = backward.x, glu_forward.y = backward.dx;
+  status = rmsnorm::glu_forward_kernel_name(context_, glu_forward, name, sizeof name);
+  EXPECT_TRUE(status.ok()) << status.text();
+  rmsnorm::GluBackward glu_backward;
+  glu_backward.dy = glu_backward.gate = glu_backward.up = backward.x;
+  glu_backward.dup = backward.dx;
+  status = rmsnorm::glu_backward_kernel_name(context_, glu_backward, name, sizeof name);
+  EXPECT_TRUE(status.ok()) << status.text();
 }
 
 INSTANTIATE_TEST_SUITE_P(, CppLayerOf, testing::ValuesIn(kBackends), BackendName());
@@ -251,6 +324,8 @@ struct Fitting {
   rmsnorm::Context context;
   rmsnorm::Forward forward;
   rmsnorm::Backward backward;
+  rmsnorm::GluForward glu_forward;
+  rmsnorm::GluBackward glu_backward;
 
   Fitting() {
     const Status status = rmsnorm::Context::create({}, &context);
@@ -263,6 +338,9 @@ struct Fitting {
     backward.weight = rmsnorm::vector(weight, 4), backward.rstd = tensor(rstd, 2, 3, 1);
     backward.dx = tensor(y, 2, 3, 4), backward.dresidual = tensor(h, 2, 3, 4);
     backward.dweight = rmsnorm::vector(dweight, 4), backward.dbias = rmsnorm::vector(dbias, 4);
+    glu_forward.gate = glu_forward.up = forward.x, glu_forward.y = forward.y;
+    glu_backward.dy = glu_backward.gate = glu_backward.up = forward.x;
+    glu_backward.dgate = forward.y, glu_backward.dup = forward.residual_out;
   }
 
   void expect_refused(const Status &status, rmsnorm_status_t code, const std::string &start) {
@@ -291,7 +369,7 @@ TEST(CppLayer, WhatFitsIsAccepted) {
 template <class Args, class Tensor>
 void expect_every_shape_checked(Tensor Args::*member, const std::string &name, Args Fitting::*args,
                                 Status (*call)(Fitting *)) {
-  const bool is_main = name == "x";
+  const bool is_main = name == "x" || name == "gate";
   for (int edit = 0; edit < 4; ++edit) {
     Fitting fitting;
     Tensor &view = fitting.*args.*member;
@@ -333,6 +411,25 @@ TEST(CppLayer, EveryShapeOfBackwardIsChecked) {
   expect_every_shape_checked(&Args::dresidual, "dresidual", &Fitting::backward, +call);
   expect_every_shape_checked(&Args::dweight, "dweight", &Fitting::backward, +call);
   expect_every_shape_checked(&Args::dbias, "dbias", &Fitting::backward, +call);
+}
+
+TEST(CppLayer, EveryShapeOfGluIsChecked) {
+  const auto forward = [](Fitting *fitting) {
+    return rmsnorm::glu_forward(fitting->context, fitting->glu_forward);
+  };
+  using Forward = rmsnorm::GluForward;
+  expect_every_shape_checked(&Forward::gate, "gate", &Fitting::glu_forward, +forward);
+  expect_every_shape_checked(&Forward::up, "up", &Fitting::glu_forward, +forward);
+  expect_every_shape_checked(&Forward::y, "y", &Fitting::glu_forward, +forward);
+  const auto backward = [](Fitting *fitting) {
+    return rmsnorm::glu_backward(fitting->context, fitting->glu_backward);
+  };
+  using Backward = rmsnorm::GluBackward;
+  expect_every_shape_checked(&Backward::dy, "dy", &Fitting::glu_backward, +backward);
+  expect_every_shape_checked(&Backward::gate, "gate", &Fitting::glu_backward, +backward);
+  expect_every_shape_checked(&Backward::up, "up", &Fitting::glu_backward, +backward);
+  expect_every_shape_checked(&Backward::dgate, "dgate", &Fitting::glu_backward, +backward);
+  expect_every_shape_checked(&Backward::dup, "dup", &Fitting::glu_backward, +backward);
 }
 
 TEST(CppLayer, StridesStayInsideTheContainer) {

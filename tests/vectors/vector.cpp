@@ -278,8 +278,11 @@ std::string check_vector(const rmsnorm_context_t *context, const Vector &vector)
   Params params(vector.op);
   params.edit_head([&](auto *head) {
     head->rows = vector.rows, head->groups = vector.groups, head->cols = vector.cols;
-    head->eps = vector.eps, head->weight_offset = vector.weight_offset;
-    head->rounding = vector.rounding, head->flags = vector.flags;
+    head->flags = vector.flags;
+  });
+  params.edit_norm([&](auto *norm) {
+    norm->eps = vector.eps, norm->weight_offset = vector.weight_offset;
+    norm->rounding = vector.rounding;
   });
   for (const VectorTensor &tensor : vector.tensors) {
     uint8_t *data =

@@ -1,4 +1,4 @@
-# Gradients of rmsnorm and add_rmsnorm for what differentiates by ChainRules: Zygote, and others.
+# Gradients of rmsnorm, add_rmsnorm and rmsnorm_glu for what differentiates by ChainRules: Zygote, and others.
 module RMSNormChainRulesCoreExt
 
 using ChainRulesCore
@@ -59,6 +59,17 @@ function ChainRulesCore.rrule(::typeof(add_rmsnorm), x::AbstractArray, residual:
                 project_all(vectors, (found.dweight, found.dbias))...)
     end
     return (y, h), add_rmsnorm_pullback
+end
+
+function ChainRulesCore.rrule(::typeof(rmsnorm_glu), gate::AbstractArray, up::AbstractArray;
+                              options...)
+    function rmsnorm_glu_pullback(gradient)
+        dy = readable(unthunk(gradient), gate)
+        dy === nothing && return (NoTangent(), NoTangent(), NoTangent())
+        found = rmsnorm_glu_backward(dy, gate, up; options...)
+        return (NoTangent(), project(gate, found.dgate), project(up, found.dup))
+    end
+    return rmsnorm_glu(gate, up; options...), rmsnorm_glu_pullback
 end
 
 end

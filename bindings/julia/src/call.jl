@@ -1,12 +1,12 @@
 # What every operation's call has in common: its context, its stream, its workspace.
 
-# context: the caller's, or nothing for the one that all calls with x's device share.
-context_for(context::Context, x) = context
-context_for(::Nothing, x) = refuse_type("x", x)
-context_for(::Nothing, x::AbstractArray) = shared_context(place_of(x))
-context_for(::Nothing, x::PointerArray) =
-    refuse(ABI.ERROR_NULL, "context must be given: x is a bare pointer")
-context_for(other, x) =
+# context: the caller's, or nothing for the one that all calls with the main tensor's device share.
+context_for(context::Context, main, name) = context
+context_for(::Nothing, main, name) = refuse_type(name, main)
+context_for(::Nothing, main::AbstractArray, name) = shared_context(place_of(main))
+context_for(::Nothing, main::PointerArray, name) =
+    refuse(ABI.ERROR_NULL, "context must be given: ", name, " is a bare pointer")
+context_for(other, main, name) =
     refuse(ABI.ERROR_VALUE, "context must be a Context, not a ", typeof(other))
 
 place_of(context::Context) = (context.device, context.ordinal)

@@ -4,10 +4,10 @@
 # which are one must follow each other in memory.
 
 # A tensor of main's size.
-rows_like(::Nothing, name, main::Operand{N}, place) where {N} = absent(Val(N))
-function rows_like(array, name, main::Operand{N}, place) where {N}
+rows_like(::Nothing, name, main::Operand{N}, place, main_name="x") where {N} = absent(Val(N))
+function rows_like(array, name, main::Operand{N}, place, main_name="x") where {N}
     found = columns(array, name, place)
-    found.size == main.size || refuse_size(name, found.size, main.size, main.size)
+    found.size == main.size || refuse_size(name, found.size, main.size, main.size, main_name)
     return found::Operand{N}
 end
 
@@ -15,7 +15,7 @@ end
 row_numbers(::Nothing, name, main::Operand{N}, place) where {N} = absent(Val(N))
 function row_numbers(array, name, main::Operand{N}, place) where {N}
     found, wanted = operand(array, name, place), Base.tail(main.size)
-    found.size == wanted || refuse_size(name, found.size, main.size, wanted)
+    found.size == wanted || refuse_size(name, found.size, main.size, wanted, "x")
     return Operand{N}(found.data, found.dtype, (1, found.size...), (1, found.strides...))
 end
 
@@ -25,12 +25,13 @@ function vector_like(array, name, main::Operand{N}, place) where {N}
     found, cols = columns(array, name, place), main.size[1]
     found.size == (cols,) && return Operand{2}(found.data, found.dtype, (cols, 1), (1, 0))
     N >= 2 && found.size == (cols, main.size[2]) && return found::Operand{2}
-    refuse_size(name, found.size, main.size, (cols,))
+    refuse_size(name, found.size, main.size, (cols,), "x")
 end
 
-@noinline refuse_size(name, @nospecialize(size), @nospecialize(main), @nospecialize(wanted)) =
-    refuse(ABI.ERROR_SHAPE, name, " has size ", size, ", but with x of ", main, " it must be ",
-           wanted, name in VECTORS && length(main) > 1 ?
+@noinline refuse_size(name, @nospecialize(size), @nospecialize(main), @nospecialize(wanted),
+                      main_name) =
+    refuse(ABI.ERROR_SHAPE, name, " has size ", size, ", but with ", main_name, " of ", main,
+           " it must be ", wanted, name in VECTORS && length(main) > 1 ?
            ", or ($(main[1]), $(main[2])) for one per group" : "")
 const VECTORS = ("weight", "bias", "dweight", "dbias")
 

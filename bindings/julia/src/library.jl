@@ -92,7 +92,12 @@ function check_structs(functions::ABI.Functions, path::String)
         ABI.ForwardParams =>
             ABI.forward_workspace_size(functions, context[], Ref(ABI.ForwardParams()), size),
         ABI.BackwardParams =>
-            ABI.backward_workspace_size(functions, context[], Ref(ABI.BackwardParams()), size))
+            ABI.backward_workspace_size(functions, context[], Ref(ABI.BackwardParams()), size),
+        ABI.GluForwardParams =>
+            ABI.glu_forward_workspace_size(functions, context[], Ref(ABI.GluForwardParams()), size),
+        ABI.GluBackwardParams =>
+            ABI.glu_backward_workspace_size(functions, context[], Ref(ABI.GluBackwardParams()),
+                                            size))
     ABI.context_destroy(functions, context[])
     for (struct_, status) in statuses
         status == ABI.ERROR_STRUCT_SIZE && throw(LibraryError(

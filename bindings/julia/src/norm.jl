@@ -108,7 +108,7 @@ new_like(name, other) = refuse(ABI.ERROR_VALUE, name,
 function forward!(y, residual_out, rstd, x, residual, weight, bias; eps::Real=1e-6,
                   weight_offset::Real=0, rounding::Symbol=:once, overlap::Bool=false,
                   context=nothing, stream=nothing, workspace=nothing)
-    chosen = context_for(context, x)
+    chosen = context_for(context, x, "x")
     place = place_of(chosen)
     GC.@preserve y residual_out rstd x residual weight bias begin
         main = columns(x, "x", place)
@@ -140,7 +140,7 @@ function backward!(dx, dy, x, weight; rstd=nothing, dresidual_out=nothing, dweig
                    dbias=nothing, dresidual=nothing, accumulate::Bool=false, eps::Real=1e-6,
                    weight_offset::Real=0, overlap::Bool=false, context=nothing, stream=nothing,
                    workspace=nothing)
-    chosen = context_for(context, x)
+    chosen = context_for(context, x, "x")
     place = place_of(chosen)
     GC.@preserve dx dy x weight rstd dresidual_out dweight dbias dresidual begin
         main = columns(x, "x", place)

@@ -15,7 +15,7 @@ function tally(set)
 end
 
 @testset "RMSNorm" begin
-    for name in ("forward", "backward", "arrays", "errors", "contexts", "library", "vectors",
+    for name in ("forward", "backward", "glu", "arrays", "errors", "contexts", "library", "vectors",
                  "chain_rules", "examples")
         @testset "$name" begin
             include("test_$name.jl")

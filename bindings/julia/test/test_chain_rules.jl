@@ -82,3 +82,12 @@ end
         @test isapprox((value(up...) - value(down...)) / 2e-6, gradient[i]; atol=1e-7)
     end
 end
+
+@testset "rmsnorm_glu" begin
+    gate, up, dy = normals(Float32, 16, 5), normals(Float32, 16, 5), normals(Float32, 16, 5)
+    y, pullback = rrule(rmsnorm_glu, gate, up; activation=:gelu_erf)
+    @test y == rmsnorm_glu(gate, up; activation=:gelu_erf)
+    @test pullback(Thunk(() -> dy)) ==
+          (NoTangent(), values(rmsnorm_glu_backward(dy, gate, up; activation=:gelu_erf))...)
+    @test all(==(NoTangent()), pullback(ZeroTangent()))
+end

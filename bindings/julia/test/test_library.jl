@@ -87,7 +87,10 @@ end
              for (function_, struct_) in (("rmsnorm_context_create", :ContextOptions),
                                           ("rmsnorm_device_info", :DeviceInfo),
                                           ("rmsnorm_forward_workspace_size", :ForwardParams),
-                                          ("rmsnorm_backward_workspace_size", :BackwardParams)))...)
+                                          ("rmsnorm_backward_workspace_size", :BackwardParams),
+                                          ("rmsnorm_glu_forward_workspace_size", :GluForwardParams),
+                                          ("rmsnorm_glu_backward_workspace_size",
+                                           :GluBackwardParams)))...)
         mktempdir() do folder
             library = stub(folder, bodies; without=without)
             problem = error_of(() -> RMSNorm.fitting(RMSNorm.Libdl.dlopen(library), library))

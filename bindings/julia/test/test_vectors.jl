@@ -86,7 +86,9 @@ end
 
 const OPERATIONS = Dict(
     "forward" => (ABI.ForwardParams, ABI.forward, ABI.forward_workspace_size),
-    "backward" => (ABI.BackwardParams, ABI.backward, ABI.backward_workspace_size))
+    "backward" => (ABI.BackwardParams, ABI.backward, ABI.backward_workspace_size),
+    "glu_forward" => (ABI.GluForwardParams, ABI.glu_forward, ABI.glu_forward_workspace_size),
+    "glu_backward" => (ABI.GluBackwardParams, ABI.glu_backward, ABI.glu_backward_workspace_size))
 
 function run_in_c(vector, data, context)
     functions, m = RMSNorm.functions(), memories(vector, data)
@@ -132,12 +134,25 @@ end
 function run_in_julia(vector, data, context)
     m = memories(vector, data)
     array(name) = array_of(m, name)
-    common = (eps=vector["eps"], weight_offset=vector["weight_offset"], context=context)
+    overlap = vector["flags"] & ABI.FLAG_OVERLAP != 0
+    if startswith(vector["op"], "glu")
+        activation = keys(RMSNorm.ACTIVATIONS)[findfirst(==(vector["activation"]),
+                                                         values(RMSNorm.ACTIVATIONS))]
+        more = (activation=activation, overlap=overlap, context=context)
+        GC.@preserve m if vector["op"] == "glu_forward"
+            rmsnorm_glu!(array("y"), array("gate"), array("up"); more...)
+        else
+            rmsnorm_glu_backward!(array("dgate"), array("dup"), array("dy"), array("gate"),
+                                  array("up"); more...)
+        end
+        return @test isempty(wrong_elements(m))
+    end
+    common = (eps=vector["eps"], weight_offset=vector["weight_offset"], overlap=overlap,
+              context=context)
     GC.@preserve m begin
         if vector["op"] == "forward"
             rounding = vector["rounding"] == ABI.ROUNDING_LLAMA ? :llama : :once
-            overlap = vector["flags"] & ABI.FLAG_OVERLAP != 0
-            more = (rstd=array("rstd"), rounding=rounding, overlap=overlap)
+            more = (rstd=array("rstd"), rounding=rounding)
             if array("residual") === nothing
                 rmsnorm!(array("y"), array("x"), array("weight"), array("bias"); common..., more...)
             else
@@ -149,7 +164,6 @@ function run_in_julia(vector, data, context)
                               rstd=array("rstd"), dresidual_out=array("dresidual_out"),
                               dresidual=array("dresidual"), dweight=array("dweight"),
                               dbias=array("dbias"),
-                              overlap=vector["flags"] & ABI.FLAG_OVERLAP != 0,
                               accumulate=vector["flags"] & ABI.FLAG_ACCUMULATE != 0)
         end
     end
