@@ -103,13 +103,14 @@ struct Dtype<BFloat16> {
   using Element = std::uint16_t;
 };
 
+inline constexpr std::int64_t kUnknownSize = -1;  // of a bare pointer, which is trusted
+
 // rows x groups x cols elements of T, which may be const; (r, g, c) stands at data + r * row_stride
 // + g * group_stride + c. size: how many elements there are from data on.
 template <class T>
 struct View {
   using Plain = typename Dtype<std::remove_const_t<T>>::Element;
   using Element = std::conditional_t<std::is_const_v<T>, const Plain, Plain>;
-  static constexpr std::int64_t kUnknownSize = -1;  // of a bare pointer, which is trusted
 
   Element *data = nullptr;
   std::int64_t rows = 1, groups = 1, cols = 0;
@@ -130,7 +131,7 @@ auto data_of(Data &data) noexcept -> decltype(std::data(data)) {
 }
 template <class Data>
 std::int64_t size_of(const Data &data) noexcept {
-  if constexpr (std::is_pointer_v<Data>) return -1;
+  if constexpr (std::is_pointer_v<Data>) return kUnknownSize;
   else return static_cast<std::int64_t>(std::size(data));
 }
 
@@ -359,7 +360,7 @@ class Filler {
   // Whether a view of a container reaches no element that is not the container's.
   template <class Void>
   static bool inside(const AnyView<Void> &view) noexcept {
-    if (view.size < 0 || view.rows < 1 || view.groups < 1 || view.cols < 1) return true;
+    if (view.size == kUnknownSize || view.rows < 1 || view.groups < 1 || view.cols < 1) return true;
     std::int64_t across_rows = 0, across_groups = 0, first = 0, last = 0;
     bool overflow = __builtin_mul_overflow(view.rows - 1, view.row_stride, &across_rows);
     overflow |= __builtin_mul_overflow(view.groups - 1, view.group_stride, &across_groups);

@@ -15,11 +15,12 @@ struct PointerArray{T, N}
 end
 
 function PointerArray{T}(pointer, size::NTuple{N, Integer},
-                         strides::NTuple{N, Integer}=Base.size_to_strides(1, size...);
-                         keep=nothing) where {T, N}
+                         strides::NTuple{N, Integer}=dense_strides(size); keep=nothing) where {T, N}
     address = pointer isa Integer ? Ptr{Cvoid}(UInt(pointer)) : Ptr{Cvoid}(pointer)
     return PointerArray{T, N}(address, size, strides, keep)
 end
+
+dense_strides(size::NTuple{N, Integer}) where {N} = ntuple(i -> prod(size[1:i - 1]), Val(N))
 
 Base.eltype(::PointerArray{T}) where {T} = T
 Base.ndims(::PointerArray{T, N}) where {T, N} = N

@@ -124,7 +124,7 @@ function array_of(m::Memories, name)
         size, steps = size[2:3], steps[2:3]
     end
     T = dtype(vector, name)[1]
-    natural = Base.size_to_strides(1, size...)
+    natural = RMSNorm.dense_strides(size)
     all(i -> size[i] == 1 || steps[i] == natural[i], eachindex(size)) &&
         data_of(m, name) != C_NULL &&
         return unsafe_wrap(Array, Ptr{T}(data_of(m, name)), size)
