@@ -1,9 +1,9 @@
-# Header, libraries, and what finds them: the CMake package (rmsnorm::rmsnorm, rmsnorm::static) and
+# Headers, libraries, and what finds them: the CMake package (rmsnorm::rmsnorm, rmsnorm::static) and
 # pkg-config (rmsnorm, rmsnorm-static). Nothing of it names the place it was installed to.
 include(CMakePackageConfigHelpers)
 set(package ${CMAKE_INSTALL_LIBDIR}/cmake/rmsnorm)
 
-install(FILES include/rmsnorm.h DESTINATION ${CMAKE_INSTALL_INCLUDEDIR})
+install(FILES include/rmsnorm.h include/rmsnorm.hpp DESTINATION ${CMAKE_INSTALL_INCLUDEDIR})
 install(TARGETS rmsnorm rmsnorm_static EXPORT rmsnorm)
 install(EXPORT rmsnorm NAMESPACE rmsnorm:: FILE rmsnorm-config.cmake DESTINATION ${package})
 if(RMSNORM_BUILD_BENCH)
