@@ -203,10 +203,10 @@ enum {
   RMSNORM_CONTEXT_PRELOAD = 1,
   /* CUDA: ask the driver about each pointer of each call, and refuse what the device cannot use. */
   RMSNORM_CONTEXT_CHECK_POINTERS = 2,
-  /* CPU: large outputs (y and residual_out, dx and dresidual) stay in the cache as far as they fit.
-   * Without it, those of 16 MiB or more (or the last-level cache's size, if that is less)
-   * are written past it, which is faster where input and output would not have stayed there anyway.
-   * The bits are the same. */
+  /* CPU: large outputs (y and residual_out, dx and dresidual, dgate and dup) stay in the cache as
+   * far as they fit. Without it, those of 16 MiB or more (or the last-level cache's size, if that
+   * is less) are written past it, which is faster where input and output would not have stayed
+   * there anyway. The bits are the same. */
   RMSNORM_CONTEXT_KEEP_CACHED = 4
 };
 

@@ -52,10 +52,10 @@ const DEVICE_CUDA = Int32(2)
 const CONTEXT_PRELOAD = UInt32(1)
 # CUDA: ask the driver about each pointer of each call, and refuse what the device cannot use.
 const CONTEXT_CHECK_POINTERS = UInt32(2)
-# CPU: large outputs (y and residual_out, dx and dresidual) stay in the cache as far as they fit.
-# Without it, those of 16 MiB or more (or the last-level cache's size, if that is less) are written
-# past it, which is faster where input and output would not have stayed there anyway. The bits are
-# the same.
+# CPU: large outputs (y and residual_out, dx and dresidual, dgate and dup) stay in the cache as far
+# as they fit. Without it, those of 16 MiB or more (or the last-level cache's size, if that is less)
+# are written past it, which is faster where input and output would not have stayed there anyway.
+# The bits are the same.
 const CONTEXT_KEEP_CACHED = UInt32(4)
 
 # Where y is rounded.

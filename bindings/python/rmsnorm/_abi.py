@@ -53,10 +53,10 @@ DEVICE_CUDA = 2
 CONTEXT_PRELOAD = 1  # CUDA: load every kernel now, so that no later call lets the driver load code.
 # CUDA: ask the driver about each pointer of each call, and refuse what the device cannot use.
 CONTEXT_CHECK_POINTERS = 2
-# CPU: large outputs (y and residual_out, dx and dresidual) stay in the cache as far as they fit.
-# Without it, those of 16 MiB or more (or the last-level cache's size, if that is less) are written
-# past it, which is faster where input and output would not have stayed there anyway. The bits are
-# the same.
+# CPU: large outputs (y and residual_out, dx and dresidual, dgate and dup) stay in the cache as far
+# as they fit. Without it, those of 16 MiB or more (or the last-level cache's size, if that is less)
+# are written past it, which is faster where input and output would not have stayed there anyway.
+# The bits are the same.
 CONTEXT_KEEP_CACHED = 4
 
 # Where y is rounded.
