@@ -60,32 +60,38 @@ Shape shape_of(const Problem &p, const Views &views) {
   return shape;
 }
 
-// Mixed dtypes are read by the kernel for rows, fp64 by one of its own.
-bool has_flat_kernel(rmsnorm_dtype_t dtype) {
-  return dtype != RMSNORM_DTYPE_NONE && dtype != RMSNORM_DTYPE_F64;
+enum class Layout { kFlat, kAligned, kUnaligned };
+
+template <class T, class Args>
+const void *kernel_of(bool backward) {
+  return backward ? reinterpret_cast<const void *>(glu_backward<T, Args>)
+                  : reinterpret_cast<const void *>(glu_forward<T, Args>);
 }
 
 template <class T>
-const void *kernel_of(bool backward, bool flat) {
-  if (backward)
-    return flat ? reinterpret_cast<const void *>(glu_backward<T, FlatGluArgs>)
-                : reinterpret_cast<const void *>(glu_backward<T, GluArgs>);
-  return flat ? reinterpret_cast<const void *>(glu_forward<T, FlatGluArgs>)
-              : reinterpret_cast<const void *>(glu_forward<T, GluArgs>);
+const void *kernel_of(bool backward, Layout layout) {
+  if (layout == Layout::kFlat) return kernel_of<T, FlatGluArgs>(backward);
+  if (layout == Layout::kAligned) return kernel_of<T, AlignedGluArgs>(backward);
+  return kernel_of<T, UnalignedGluArgs>(backward);
 }
 
-const void *kernel_of(rmsnorm_dtype_t dtype, bool backward, bool flat) {
+// Mixed dtypes (NONE), and fp32 rows that are not one, are read by one kernel for any.
+const void *kernel_of(rmsnorm_dtype_t dtype, bool backward, Layout layout) {
   switch (dtype) {
-    case RMSNORM_DTYPE_BF16: return kernel_of<__nv_bfloat16>(backward, flat);
-    case RMSNORM_DTYPE_F16: return kernel_of<__half>(backward, flat);
-    case RMSNORM_DTYPE_F32: return kernel_of<float>(backward, flat);
+    case RMSNORM_DTYPE_BF16: return kernel_of<__nv_bfloat16>(backward, layout);
+    case RMSNORM_DTYPE_F16: return kernel_of<__half>(backward, layout);
     case RMSNORM_DTYPE_F64:
       return backward ? reinterpret_cast<const void *>(glu_backward_exact)
                       : reinterpret_cast<const void *>(glu_forward_exact);
-    default:
-      return backward ? reinterpret_cast<const void *>(glu_backward<AnyElement, GluArgs>)
-                      : reinterpret_cast<const void *>(glu_forward<AnyElement, GluArgs>);
+    case RMSNORM_DTYPE_F32:
+      if (layout == Layout::kFlat) return kernel_of<float, FlatGluArgs>(backward);
+      [[fallthrough]];
+    default: return kernel_of<AnyElement, GluArgs>(backward);
   }
+}
+
+bool has_flat_kernel(rmsnorm_dtype_t dtype) {
+  return dtype != RMSNORM_DTYPE_NONE && dtype != RMSNORM_DTYPE_F64;
 }
 
 rmsnorm_status_t launch_glu(const State &state, const GluProblem &p, const Views &views,
@@ -101,12 +107,13 @@ rmsnorm_status_t launch_glu(const State &state, const GluProblem &p, const Views
     return rows_aligned(walked, width * element_size(view.dtype));
   });
   const bool flat = has_flat_kernel(dtype) && aligned && shape.rows * shape.groups == 1;
+  const Layout layout = flat ? Layout::kFlat : aligned ? Layout::kAligned : Layout::kUnaligned;
   int64_t vectors = divide_up(shape.cols, width);
   if (!aligned) vectors = divide_up(vectors, 32) * 32;  // a warp is within one row
   const int64_t items = shape.rows * shape.groups * vectors;
   const int threads = choose_glu_threads(items, state.multiprocessors);
   const LaunchShape launch_shape = {divide_up(items, threads), threads, 1, 0, stream, p.overlap, 1};
-  const void *kernel = kernel_of(dtype, backward, flat);
+  const void *kernel = kernel_of(dtype, backward, layout);
   DeviceGuard guard(state);
   RMSNORM_TRY(guard.status());
   if (flat) {
@@ -167,9 +174,10 @@ rmsnorm_status_t run(const void *state, const GluBackwardProblem &p, const Launc
 rmsnorm_status_t visit_glu_kernels(const KernelVisitor &visitor) {
   for (const bool backward : {false, true}) {
     for (const rmsnorm_dtype_t dtype : kRowDtypes)
-      for (const bool flat : {false, true})
-        RMSNORM_TRY(visitor.visit(kernel_of(dtype, backward, flat), KernelNeeds::kNothing));
-    RMSNORM_TRY(visitor.visit(kernel_of(RMSNORM_DTYPE_F64, backward, true), KernelNeeds::kNothing));
+      for (const Layout layout : {Layout::kFlat, Layout::kAligned, Layout::kUnaligned})
+        RMSNORM_TRY(visitor.visit(kernel_of(dtype, backward, layout), KernelNeeds::kNothing));
+    RMSNORM_TRY(visitor.visit(kernel_of(RMSNORM_DTYPE_F64, backward, Layout::kFlat),
+                              KernelNeeds::kNothing));
   }
   return RMSNORM_SUCCESS;
 }

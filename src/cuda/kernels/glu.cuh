@@ -1,8 +1,8 @@
 // Gated activations: each vector is read, computed and written by one thread. Reads 2 and writes 1
 // element for each (forward), reads 3 and writes up to 2 (backward): for halves 6 and 10 bytes.
 //
-// FlatGluArgs: all is one row. GluArgs: rows stand anywhere; where they are not aligned to the
-// vector, it is cut out of aligned blocks and put together by neighbouring lanes (elements.cuh),
+// FlatGluArgs: all is one row. The others: rows stand anywhere; where they are not aligned to the
+// vector, it is cut out of aligned blocks and put together by neighbouring lanes (unaligned.cuh),
 // for which rows are filled up to whole warps.
 #pragma once
 
@@ -139,7 +139,7 @@ __device__ inline void backward_of(const Args &a, Vector<T> &dy, const Vector<T>
   up.pack(a.dup.dtype, dup);
 }
 
-// Blocks of a multiprocessor, at least: bytes in flight count most; without spills.
+// Blocks of a multiprocessor, at least: bytes in flight count most; as many as need no spills.
 template <class Args>
 constexpr int kForwardBlocks = std::is_same_v<Args, FlatGluArgs> ? 6 : 5;
 template <class Args>

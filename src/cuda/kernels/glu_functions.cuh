@@ -44,8 +44,8 @@ __device__ inline float reciprocal_approximate(float x) {
   return y;
 }
 
-// R(x): minimax in 1 / (1 + 0.3 x) (Remez); fp16 to 2^-19.2 for x up to 9, where any product of
-// fp16 operands gives 0, bf16 to 2^-18.2.
+// R(x): minimax in 1 / (1 + 0.3 x) (Remez); fp16 to 2^-19.2 for x up to 9, beyond
+// which any product of fp16 operands gives 0, bf16 to 2^-18.2.
 template <class T>
 __device__ inline float erfc_ratio(float x) {
   constexpr bool kShort = std::is_same_v<T, __half>;
@@ -94,7 +94,7 @@ __device__ inline Factors factors_of(float g) {
   constexpr bool kErf = kActivation == RMSNORM_ACTIVATION_GELU_ERF;
   const bool negative = g < 0;
   const float x =
-      fminf(fabsf(g), kErf && std::is_same_v<T, __half> ? 9.0f : kLargestGate<kActivation>);
+      fminf(fabsf(g), kErf && std::is_same_v<T, __half> ? 9.5f : kLargestGate<kActivation>);
   float exponent;  // of e's root
   if constexpr (kActivation == RMSNORM_ACTIVATION_SILU) exponent = x * float(-0.5 * kLog2e);
   else if constexpr (kErf) exponent = (x * x) * float(-0.25 * kLog2e);

@@ -14,15 +14,15 @@ constexpr int kGluThreads = 256;  // of a block, at most
 // Where a thread's vector is.
 struct GluPlace {
   int64_t row = 0, group = 0, col = 0;
-  int left = 0;  // elements from here to the row's end, cut to 4 vectors; none: 0 or less
+  int left = 0;  // elements from here to the row's end, cut to 2^30; none: 0 or less
 };
 
 __device__ inline int64_t item_of_thread() {
   return int64_t(blockIdx.x) * blockDim.x + threadIdx.x;
 }
 
-__device__ inline int elements_left(int64_t elements, int width) {
-  return elements < 4 * width ? int(elements) : 4 * width;
+__device__ inline int cut_to_int(int64_t elements) {
+  return elements < (1 << 30) ? int(elements) : 1 << 30;
 }
 
 // Rows that stand anywhere.
@@ -49,9 +49,17 @@ struct GluArgs {
     items.locate(item, &index, &vector);
     rows.locate(index, &place.row, &place.group);
     place.col = vector * width;
-    place.left = elements_left(cols - place.col, width);
+    place.left = cut_to_int(cols - place.col);
     return place;
   }
+};
+
+// The same, known when the kernel is compiled.
+struct AlignedGluArgs : GluArgs {
+  __device__ static constexpr bool aligned() { return true; }
+};
+struct UnalignedGluArgs : GluArgs {
+  __device__ static constexpr bool aligned() { return false; }
 };
 
 // A contiguous tensor.
@@ -74,7 +82,7 @@ struct FlatGluArgs {
   __device__ GluPlace place(int width) const {
     GluPlace place;
     place.col = item_of_thread() * width;
-    place.left = elements_left(count - place.col, width);
+    place.left = cut_to_int(count - place.col);
     return place;
   }
 };
