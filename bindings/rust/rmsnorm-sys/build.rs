@@ -67,11 +67,7 @@ fn from_pkg_config(prefers_static: bool) -> Result<(), String> {
         format!("{}.{}", parts[0], parts[1]),
         format!("{}.{}", parts[0], parts[1] + 1), // a minor version may break before 1.0
     );
-    let name = if prefers_static {
-        "rmsnorm-static"
-    } else {
-        "rmsnorm"
-    };
+    let name = if prefers_static { "rmsnorm-static" } else { "rmsnorm" };
     let library = pkg_config::Config::new()
         .range_version(low.as_str()..high.as_str())
         .env_metadata(true)
@@ -108,11 +104,7 @@ fn vendored() -> Option<Result<(), String>> {
     if !sources.join("CMakeLists.txt").exists() {
         return Some(Err(format!("{} holds no sources", sources.display())));
     }
-    let cuda = if enabled("VENDORED_CUDA") {
-        "ON"
-    } else {
-        "OFF"
-    };
+    let cuda = if enabled("VENDORED_CUDA") { "ON" } else { "OFF" };
     let built = cmake::Config::new(sources)
         .profile("Release") // whatever Rust's own profile is: its numerics are tested so
         .define("RMSNORM_CUDA", cuda)

@@ -76,10 +76,7 @@ fn bindings(header: &Path, text: &str) -> Result<String, String> {
         .generate()
         .map_err(|error| error.to_string())?
         .to_string();
-    Ok(format!(
-        "{PREAMBLE}{}",
-        adapt(&code, &types_of_constants(text))?
-    ))
+    Ok(format!("{PREAMBLE}{}", adapt(&code, &types_of_constants(text))?))
 }
 
 /// The type of each constant: the typedef just before its enum, or u32 for flags.
@@ -88,11 +85,7 @@ fn types_of_constants(header: &str) -> HashMap<String, String> {
     let (mut before, mut within) = (String::new(), None);
     for line in header.lines() {
         if let Some(rest) = line.strip_prefix("enum {") {
-            let type_ = if before.is_empty() {
-                "u32".to_string()
-            } else {
-                before.clone()
-            };
+            let type_ = if before.is_empty() { "u32".to_string() } else { before.clone() };
             record(rest, &type_, &mut types);
             within = (!rest.contains('}')).then_some(type_);
         } else if let Some(type_) = &within {
@@ -130,9 +123,7 @@ fn adapt(code: &str, types: &HashMap<String, String>) -> Result<String, String> 
             let (name, rest) = rest.split_once(": ").ok_or(line)?;
             let (type_, value) = rest.split_once(" = ").ok_or(line)?;
             if type_.starts_with("_bindgen_ty_") {
-                let type_ = types
-                    .get(name)
-                    .ok_or(format!("{name} is of no known type"))?;
+                let type_ = types.get(name).ok_or(format!("{name} is of no known type"))?;
                 lines.push(format!("pub const {name}: {type_} = {value}"));
                 continue;
             }

@@ -11,10 +11,7 @@ use crate::LoadError;
 pub(crate) fn open(abi: i32) -> Result<(libloading::Library, String), LoadError> {
     let (why, file) = match std::env::var_os("RMSNORM_LIBRARY") {
         Some(named) if !named.is_empty() => ("RMSNORM_LIBRARY", named),
-        _ => (
-            "the system's",
-            OsString::from(format!("librmsnorm.so.{abi}")),
-        ),
+        _ => ("the system's", OsString::from(format!("librmsnorm.so.{abi}"))),
     };
     let name = file.to_string_lossy().into_owned();
     // SAFETY: librmsnorm runs nothing when it is loaded.
@@ -22,14 +19,8 @@ pub(crate) fn open(abi: i32) -> Result<(libloading::Library, String), LoadError>
         Ok(library) => Ok((library, name)),
         Err(error) => {
             let said = said_by(&error);
-            let place = if said.contains(&name) {
-                String::new()
-            } else {
-                format!("{name}: ")
-            };
-            Err(LoadError::new(format!(
-                "librmsnorm was not found; tried {why}: {place}{said}"
-            )))
+            let place = if said.contains(&name) { String::new() } else { format!("{name}: ") };
+            Err(LoadError::new(format!("librmsnorm was not found; tried {why}: {place}{said}")))
         }
     }
 }

@@ -44,6 +44,7 @@ pub(crate) struct BackwardOperation;
 
 impl Operation for BackwardOperation {
     type Params = sys::rmsnorm_backward_params_t;
+    const MAIN: &'static str = "x";
     const WANTS_WORKSPACE: bool = true;
 
     fn set_shape(params: &mut Self::Params, sizes: [i64; 3]) {
@@ -57,11 +58,7 @@ impl Operation for BackwardOperation {
         let (workspace, size, stream) = parts(launch);
         let raw = context.as_raw();
         // SAFETY: the caller's promise.
-        unsafe {
-            context
-                .library
-                .rmsnorm_backward(raw, params, workspace, size, stream)
-        }
+        unsafe { context.library.rmsnorm_backward(raw, params, workspace, size, stream) }
     }
     unsafe fn workspace_size(
         context: &Context,
@@ -69,11 +66,7 @@ impl Operation for BackwardOperation {
         size: &mut usize,
     ) -> Result<i32, sys::LoadError> {
         // SAFETY: the caller's promise.
-        unsafe {
-            context
-                .library
-                .rmsnorm_backward_workspace_size(context.as_raw(), params, size)
-        }
+        unsafe { context.library.rmsnorm_backward_workspace_size(context.as_raw(), params, size) }
     }
     unsafe fn kernel_name(
         context: &Context,
@@ -83,11 +76,7 @@ impl Operation for BackwardOperation {
         let (text, capacity) = (name.as_mut_ptr(), name.len());
         let raw = context.as_raw();
         // SAFETY: the caller's promise.
-        unsafe {
-            context
-                .library
-                .rmsnorm_backward_kernel_name(raw, params, text, capacity)
-        }
+        unsafe { context.library.rmsnorm_backward_kernel_name(raw, params, text, capacity) }
     }
 }
 
@@ -137,8 +126,7 @@ impl<'a> Backward<'a> {
     /// The gradient that arrives at residual_out by other ways.
     pub fn dresidual_out(mut self, dresidual_out: impl Into<Input<'a>>) -> Self {
         self.call.params.dresidual_out =
-            self.call
-                .input("dresidual_out", Extent::Elements, dresidual_out.into());
+            self.call.input("dresidual_out", Extent::Elements, dresidual_out.into());
         self
     }
 
@@ -147,8 +135,7 @@ impl<'a> Backward<'a> {
         let dresidual_out = dresidual_out.into();
         let read = dresidual_out.tensor_as_input();
         self.call.params.dx =
-            self.call
-                .output("dx_over_dresidual_out", Extent::Elements, dresidual_out);
+            self.call.output("dx_over_dresidual_out", Extent::Elements, dresidual_out);
         if self.call.params.dx.dtype != sys::RMSNORM_DTYPE_NONE {
             self.call.params.dresidual_out = read;
         }
@@ -164,8 +151,7 @@ impl<'a> Backward<'a> {
     /// Where dx goes once more, in a type of its own, for a residual of that type.
     pub fn dresidual(mut self, dresidual: impl Into<Output<'a>>) -> Self {
         self.call.params.dresidual =
-            self.call
-                .output("dresidual", Extent::Elements, dresidual.into());
+            self.call.output("dresidual", Extent::Elements, dresidual.into());
         self
     }
 

@@ -13,6 +13,8 @@ use crate::{Context, Device, Error, Result};
 /// One operation of the C interface.
 pub(crate) trait Operation {
     type Params;
+    /// The tensor whose shape is the call's.
+    const MAIN: &'static str;
     /// Whether calls on the CPU want a workspace, as a rule.
     const WANTS_WORKSPACE: bool;
 
@@ -57,42 +59,22 @@ pub(crate) struct Call<'a, O: Operation> {
 }
 
 impl<'a, O: Operation> Call<'a, O> {
-    /// `shape` and `place` are x's.
+    /// `shape` and `place` are those of O::MAIN.
     pub fn new(mut params: O::Params, shape: Shape, place: Place) -> Self {
-        let sizes = shape.map(|size| i64::try_from(size).unwrap_or(i64::MAX));
-        O::set_shape(&mut params, sizes);
-        Call {
-            params,
-            shape,
-            place,
-            problem: None,
-            keep: Vec::new(),
-            memory: PhantomData,
-        }
+        let [rows, groups, cols] = shape.map(|size| i64::try_from(size).unwrap_or(i64::MAX));
+        // To the library 0 groups are 1; here they are no elements.
+        O::set_shape(&mut params, if groups == 0 { [0, 1, cols] } else { [rows, groups, cols] });
+        Call { params, shape, place, problem: None, keep: Vec::new(), memory: PhantomData }
     }
 
     /// A tensor as the params have it; absent where it does not fit.
     pub fn input(&mut self, name: &str, extent: Extent, input: Input<'a>) -> sys::rmsnorm_input_t {
-        let Input {
-            tensor,
-            shape,
-            place,
-            keep,
-            ..
-        } = input;
+        let Input { tensor, shape, place, keep, .. } = input;
         self.keep.extend(keep);
-        match self.fit(
-            name,
-            extent,
-            shape,
-            [tensor.row_stride, tensor.group_stride],
-            place,
-        ) {
-            Some([row_stride, group_stride]) => sys::rmsnorm_input_t {
-                row_stride,
-                group_stride,
-                ..tensor
-            },
+        match self.fit(name, extent, shape, [tensor.row_stride, tensor.group_stride], place) {
+            Some([row_stride, group_stride]) => {
+                sys::rmsnorm_input_t { row_stride, group_stride, ..tensor }
+            }
             None => sys::rmsnorm_input_t::new(),
         }
     }
@@ -104,32 +86,16 @@ impl<'a, O: Operation> Call<'a, O> {
         extent: Extent,
         output: Output<'a>,
     ) -> sys::rmsnorm_tensor_t {
-        let Output {
-            tensor,
-            shape,
-            place,
-            keep,
-            ..
-        } = output;
+        let Output { tensor, shape, place, keep, .. } = output;
         self.keep.extend(keep);
         if matches!(extent, Extent::Vector) && shape[1] > 1 && tensor.group_stride == 0 {
             // To the library this would be one vector for all groups.
-            self.refuse(Error::stride(format!(
-                "{name}.group_stride = 0 makes groups overlap"
-            )));
+            self.refuse(Error::stride(format!("{name}.group_stride = 0 makes groups overlap")));
         }
-        match self.fit(
-            name,
-            extent,
-            shape,
-            [tensor.row_stride, tensor.group_stride],
-            place,
-        ) {
-            Some([row_stride, group_stride]) => sys::rmsnorm_tensor_t {
-                row_stride,
-                group_stride,
-                ..tensor
-            },
+        match self.fit(name, extent, shape, [tensor.row_stride, tensor.group_stride], place) {
+            Some([row_stride, group_stride]) => {
+                sys::rmsnorm_tensor_t { row_stride, group_stride, ..tensor }
+            }
             None => sys::rmsnorm_tensor_t::new(),
         }
     }
@@ -143,11 +109,11 @@ impl<'a, O: Operation> Call<'a, O> {
         place: Place,
     ) -> Option<[i64; 2]> {
         let fitted = if place == self.place {
-            fit(name, extent, shape, strides, self.shape)
+            fit(name, extent, shape, strides, (O::MAIN, self.shape))
         } else {
             Err(Error::new(
                 sys::RMSNORM_ERROR_DEVICE,
-                format!("{name} is in other memory, or for another stream, than x"),
+                format!("{name} is in other memory, or for another stream, than {}", O::MAIN),
             ))
         };
         fitted.map_err(|error| self.refuse(error)).ok()
@@ -201,11 +167,11 @@ impl<'a, O: Operation> Call<'a, O> {
     /// As the header has it.
     pub unsafe fn launch(&mut self, context: &Context, launch: &Launch) -> Result<()> {
         if self.place == Place::Host {
-            return Err(host_memory());
+            return Err(host_memory::<O>());
         }
         self.check_problem()?;
         if context.device() == Device::Cpu {
-            return Err(device_memory());
+            return Err(device_memory::<O>());
         }
         // SAFETY: the caller's promise.
         let status = unsafe { O::run(context, &self.params, launch) }?;
@@ -232,9 +198,7 @@ impl<'a, O: Operation> Call<'a, O> {
         let status = unsafe { O::kernel_name(context, &self.params, &mut name) }?;
         Error::check(context.library, status)?;
         // SAFETY: a success has written a C string.
-        Ok(unsafe { CStr::from_ptr(name.as_ptr()) }
-            .to_string_lossy()
-            .into_owned())
+        Ok(unsafe { CStr::from_ptr(name.as_ptr()) }.to_string_lossy().into_owned())
     }
 
     fn check_problem(&self) -> Result<()> {
@@ -243,11 +207,11 @@ impl<'a, O: Operation> Call<'a, O> {
 
     fn check(&self, context: &Context, device: Device) -> Result<()> {
         if self.place != Place::Host {
-            return Err(device_memory());
+            return Err(device_memory::<O>());
         }
         self.check_problem()?;
         if context.device() != device {
-            return Err(host_memory());
+            return Err(host_memory::<O>());
         }
         Ok(())
     }
@@ -258,22 +222,28 @@ impl<'a, O: Operation> Call<'a, O> {
     }
 }
 
-fn host_memory() -> Error {
+fn host_memory<O: Operation>() -> Error {
     Error::new(
         sys::RMSNORM_ERROR_DEVICE,
-        "x is in host memory: it wants a context of the CPU, and run()",
+        format!("{} is in host memory: it wants a context of the CPU, and run()", O::MAIN),
     )
 }
 
-fn device_memory() -> Error {
+fn device_memory<O: Operation>() -> Error {
     Error::new(
         sys::RMSNORM_ERROR_DEVICE,
-        "x is in a device's memory: it wants a context of that device, and a stream",
+        format!("{} is in a device's memory: it wants a context of it, and a stream", O::MAIN),
     )
 }
 
 /// The strides of a tensor as the C interface wants them, if its shape goes with x's.
-fn fit(name: &str, extent: Extent, shape: Shape, strides: [i64; 2], x: Shape) -> Result<[i64; 2]> {
+fn fit(
+    name: &str,
+    extent: Extent,
+    shape: Shape,
+    strides: [i64; 2],
+    (main, x): (&str, Shape),
+) -> Result<[i64; 2]> {
     let [rows, groups, cols] = x;
     let [row_stride, group_stride] = strides;
     let (fitted, wanted) = match extent {
@@ -282,17 +252,15 @@ fn fit(name: &str, extent: Extent, shape: Shape, strides: [i64; 2], x: Shape) ->
             let per_group = [1, groups, cols];
             let fitted = match shape {
                 [1, 1, width] if width == cols => Some([0, 0]),
+                // With no groups there is no vector either, but the library would see one.
+                _ if groups == 0 => None,
                 [1, count, width] if [1, count, width] == per_group => Some([0, group_stride]),
                 // A matrix of groups x cols.
                 [count, 1, width] if [1, count, width] == per_group => Some([0, row_stride]),
                 _ => None,
             };
             let one = text([1, 1, cols]);
-            let all = if groups > 1 {
-                format!(" or {}", text(per_group))
-            } else {
-                String::new()
-            };
+            let all = if groups > 1 { format!(" or {}", text(per_group)) } else { String::new() };
             (fitted, one + &all)
         }
         Extent::Rows => {
@@ -309,9 +277,7 @@ fn fit(name: &str, extent: Extent, shape: Shape, strides: [i64; 2], x: Shape) ->
     };
     fitted.ok_or_else(|| {
         let (shape, x) = (text(shape), text(x));
-        Error::shape(format!(
-            "{name} is {shape}, but with x of {x} it must be {wanted}"
-        ))
+        Error::shape(format!("{name} is {shape}, but with {main} of {x} it must be {wanted}"))
     })
 }
 
@@ -320,11 +286,7 @@ fn text([rows, groups, cols]: Shape) -> String {
 }
 
 pub(crate) fn parts(launch: &Launch) -> (*mut c_void, usize, *mut c_void) {
-    let workspace = if launch.workspace_size == 0 {
-        null_mut()
-    } else {
-        launch.workspace
-    };
+    let workspace = if launch.workspace_size == 0 { null_mut() } else { launch.workspace };
     (workspace, launch.workspace_size, launch.stream)
 }
 

@@ -47,13 +47,7 @@ struct Scalars {
 impl RmsNorm {
     /// `weight` has one dimension. Its type may be another than x's, `f64` aside.
     pub fn new(weight: Tensor, eps: f64) -> Self {
-        RmsNorm {
-            weight,
-            scalars: Scalars {
-                eps,
-                weight_offset: 0.0,
-            },
-        }
+        RmsNorm { weight, scalars: Scalars { eps, weight_offset: 0.0 } }
     }
 
     /// Added to the weight: 1 for Gemma.
@@ -79,23 +73,13 @@ impl Module for RmsNorm {
 /// # Errors
 /// Shapes or types that do not go together, another device than CPU and (with `candle-cuda`) CUDA.
 pub fn rms_norm(x: &Tensor, weight: &Tensor, eps: f64) -> Result<Tensor> {
-    normalise(
-        x,
-        weight,
-        Scalars {
-            eps,
-            weight_offset: 0.0,
-        },
-    )
+    normalise(x, weight, Scalars { eps, weight_offset: 0.0 })
 }
 
 fn normalise(x: &Tensor, weight: &Tensor, scalars: Scalars) -> Result<Tensor> {
     let cols = weight.dims1()?;
     if x.dims().last() != Some(&cols) {
-        candle_core::bail!(
-            "weight has {cols} elements, but x is of shape {:?}",
-            x.dims()
-        );
+        candle_core::bail!("weight has {cols} elements, but x is of shape {:?}", x.dims());
     }
     regular(x)?.apply_op2(&regular(weight)?, scalars)
 }
@@ -109,11 +93,7 @@ fn regular(tensor: &Tensor) -> Result<Tensor> {
 }
 
 fn strides_of(layout: &Layout) -> Vec<isize> {
-    layout
-        .stride()
-        .iter()
-        .map(|&stride| stride as isize)
-        .collect()
+    layout.stride().iter().map(|&stride| stride as isize).collect()
 }
 
 fn failed(error: crate::Error) -> candle_core::Error {
@@ -162,10 +142,7 @@ impl CustomOp2 for Scalars {
         _y: &Tensor,
         dy: &Tensor,
     ) -> Result<(Option<Tensor>, Option<Tensor>)> {
-        let gradients = Gradients {
-            scalars: *self,
-            dweight: Mutex::new(None),
-        };
+        let gradients = Gradients { scalars: *self, dweight: Mutex::new(None) };
         let dx = regular(dy)?.apply_op3_no_bwd(x, weight, &gradients)?;
         Ok((Some(dx), Some(weight.apply_op1_no_bwd(&gradients)?)))
     }
@@ -184,11 +161,7 @@ impl Gradients {
     }
 
     fn take(&self) -> Result<Storage> {
-        let kept = self
-            .dweight
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .take();
+        let kept = self.dweight.lock().unwrap_or_else(PoisonError::into_inner).take();
         kept.ok_or_else(|| candle_core::Error::msg("rmsnorm: dweight has not been computed"))
     }
 }
@@ -288,9 +261,7 @@ macro_rules! each {
 }
 
 fn view_shape(layout: &Layout) -> Result<crate::Shape> {
-    Ok(lay_out(layout.dims(), &strides_of(layout))
-        .map_err(failed)?
-        .0)
+    Ok(lay_out(layout.dims(), &strides_of(layout)).map_err(failed)?.0)
 }
 
 fn read<'a>(storage: &'a CpuStorage, layout: &Layout) -> Result<Input<'a>> {
@@ -306,9 +277,7 @@ fn write(storage: &mut CpuStorage, shape: crate::Shape) -> Result<Output<'_>> {
 }
 
 fn packed<T: Element>(elements: &mut [T], [_, groups, cols]: crate::Shape) -> Result<Output<'_>> {
-    Ok(ViewMut::groups(elements, groups, cols)
-        .map_err(failed)?
-        .into())
+    Ok(ViewMut::groups(elements, groups, cols).map_err(failed)?.into())
 }
 
 fn new_like(storage: &CpuStorage, count: usize) -> Result<CpuStorage> {

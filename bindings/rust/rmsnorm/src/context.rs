@@ -88,9 +88,7 @@ impl Drop for Context {
 
 impl fmt::Debug for Context {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Context")
-            .field("device", &self.device)
-            .finish_non_exhaustive()
+        f.debug_struct("Context").field("device", &self.device).finish_non_exhaustive()
     }
 }
 
@@ -150,11 +148,7 @@ impl ContextOptions {
     }
 
     fn flag(mut self, flag: u32, on: bool) -> Self {
-        self.flags = if on {
-            self.flags | flag
-        } else {
-            self.flags & !flag
-        };
+        self.flags = if on { self.flags | flag } else { self.flags & !flag };
         self
     }
 
@@ -216,13 +210,7 @@ impl ContextOptions {
         Error::check(library, status)?;
         let handle = NonNull::new(handle)
             .ok_or_else(|| Error::new(sys::RMSNORM_ERROR_INTERNAL, "there is no context"))?;
-        Ok(Context {
-            handle,
-            library,
-            device: self.device,
-            _log: log,
-            _parallel_for: parallel_for,
-        })
+        Ok(Context { handle, library, device: self.device, _log: log, _parallel_for: parallel_for })
     }
 }
 
@@ -274,12 +262,7 @@ unsafe extern "C" fn call_parallel_for(
         // SAFETY: user is the Box that the context keeps.
         let parallel_for = unsafe { &*user.cast::<Box<ParallelFor>>() };
         let taken = (0..count).map(|_| AtomicBool::new(false)).collect();
-        let tasks = Tasks {
-            task,
-            argument,
-            taken,
-            done: AtomicUsize::new(0),
-        };
+        let tasks = Tasks { task, argument, taken, done: AtomicUsize::new(0) };
         parallel_for(count, &|index| tasks.run(index));
         tasks.done.load(Relaxed) == count
     }));
@@ -345,10 +328,7 @@ pub fn devices() -> Result<Vec<DeviceInfo>> {
         sys::RMSNORM_ERROR_BACKEND_NOT_BUILT | sys::RMSNORM_ERROR_DRIVER_TOO_OLD => count = 0,
         other => Error::check(library, other)?,
     }
-    std::iter::once(Device::Cpu)
-        .chain((0..count).map(Device::Cuda))
-        .map(describe)
-        .collect()
+    std::iter::once(Device::Cpu).chain((0..count).map(Device::Cuda)).map(describe).collect()
 }
 
 fn describe(device: Device) -> Result<DeviceInfo> {
@@ -371,10 +351,6 @@ fn describe(device: Device) -> Result<DeviceInfo> {
 }
 
 fn text_of(characters: &[c_char]) -> String {
-    let bytes: Vec<u8> = characters
-        .iter()
-        .take_while(|&&c| c != 0)
-        .map(|&c| c as u8)
-        .collect();
+    let bytes: Vec<u8> = characters.iter().take_while(|&&c| c != 0).map(|&c| c as u8).collect();
     String::from_utf8_lossy(&bytes).into_owned()
 }

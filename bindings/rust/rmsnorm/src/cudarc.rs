@@ -20,9 +20,7 @@ fn place_of(stream: &CudaStream) -> Place {
 /// The strides of a slice that holds the shape's elements one after the other.
 fn packed(len: usize, shape: Shape) -> Result<[isize; 2]> {
     let [rows, groups, cols] = shape;
-    let all = rows
-        .checked_mul(groups)
-        .and_then(|count| count.checked_mul(cols));
+    let all = rows.checked_mul(groups).and_then(|count| count.checked_mul(cols));
     if all != Some(len) {
         return Err(Error::shape(format!(
             "a slice of {len} elements does not hold {rows} x {groups} x {cols}"
@@ -72,14 +70,7 @@ macro_rules! from_slice {
     };
 }
 from_slice!(Input, DeviceView, &'a S, *const T, DevicePtr, device_ptr);
-from_slice!(
-    Output,
-    DeviceViewMut,
-    &'a mut S,
-    *mut T,
-    DevicePtrMut,
-    device_ptr_mut
-);
+from_slice!(Output, DeviceViewMut, &'a mut S, *mut T, DevicePtrMut, device_ptr_mut);
 
 pub(crate) fn run_on<O: Operation>(
     call: &mut Call<'_, O>,
@@ -103,10 +94,7 @@ pub(crate) fn run_on<O: Operation>(
         ));
     }
     let size = call.workspace_size(context)?;
-    let mut launch = Launch {
-        stream: stream.cu_stream().cast(),
-        ..Launch::default()
-    };
+    let mut launch = Launch { stream: stream.cu_stream().cast(), ..Launch::default() };
     if size == 0 {
         // SAFETY: every tensor's memory is borrowed, and was given for this stream.
         return unsafe { call.launch(context, &launch) };
@@ -121,8 +109,5 @@ pub(crate) fn run_on<O: Operation>(
 }
 
 fn out_of_memory(error: DriverError) -> Error {
-    Error::new(
-        sys::RMSNORM_ERROR_OUT_OF_MEMORY,
-        format!("no memory for a workspace: {error}"),
-    )
+    Error::new(sys::RMSNORM_ERROR_OUT_OF_MEMORY, format!("no memory for a workspace: {error}"))
 }

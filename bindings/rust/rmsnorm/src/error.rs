@@ -33,10 +33,7 @@ pub type Result<T> = std::result::Result<T, Error>;
 
 impl Error {
     pub(crate) fn new(code: i32, text: impl Into<String>) -> Self {
-        Error {
-            code,
-            text: text.into(),
-        }
+        Error { code, text: text.into() }
     }
 
     pub(crate) fn shape(text: String) -> Self {
@@ -56,10 +53,7 @@ impl Error {
         // SAFETY: the buffer has the capacity that is told.
         let needed = unsafe { library.rmsnorm_last_error(text.as_mut_ptr().cast(), text.len()) }?;
         let written = needed.saturating_sub(1).min(text.len() - 1);
-        Err(Error::new(
-            status,
-            String::from_utf8_lossy(&text[..written]).into_owned(),
-        ))
+        Err(Error::new(status, String::from_utf8_lossy(&text[..written]).into_owned()))
     }
 
     /// One of the codes in `rmsnorm.h`, such as 1004 (`RMSNORM_ERROR_STRIDE`), which are in

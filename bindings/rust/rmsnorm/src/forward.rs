@@ -51,6 +51,7 @@ pub(crate) struct ForwardOperation;
 
 impl Operation for ForwardOperation {
     type Params = sys::rmsnorm_forward_params_t;
+    const MAIN: &'static str = "x";
     const WANTS_WORKSPACE: bool = false;
 
     fn set_shape(params: &mut Self::Params, sizes: [i64; 3]) {
@@ -64,11 +65,7 @@ impl Operation for ForwardOperation {
         let (workspace, size, stream) = parts(launch);
         let raw = context.as_raw();
         // SAFETY: the caller's promise.
-        unsafe {
-            context
-                .library
-                .rmsnorm_forward(raw, params, workspace, size, stream)
-        }
+        unsafe { context.library.rmsnorm_forward(raw, params, workspace, size, stream) }
     }
     unsafe fn workspace_size(
         context: &Context,
@@ -76,11 +73,7 @@ impl Operation for ForwardOperation {
         size: &mut usize,
     ) -> Result<i32, sys::LoadError> {
         // SAFETY: the caller's promise.
-        unsafe {
-            context
-                .library
-                .rmsnorm_forward_workspace_size(context.as_raw(), params, size)
-        }
+        unsafe { context.library.rmsnorm_forward_workspace_size(context.as_raw(), params, size) }
     }
     unsafe fn kernel_name(
         context: &Context,
@@ -90,11 +83,7 @@ impl Operation for ForwardOperation {
         let (text, capacity) = (name.as_mut_ptr(), name.len());
         let raw = context.as_raw();
         // SAFETY: the caller's promise.
-        unsafe {
-            context
-                .library
-                .rmsnorm_forward_kernel_name(raw, params, text, capacity)
-        }
+        unsafe { context.library.rmsnorm_forward_kernel_name(raw, params, text, capacity) }
     }
 }
 
@@ -135,17 +124,14 @@ impl<'a> Forward<'a> {
     /// Of x's shape, added to x before all else. The sum is rounded to residual_out's type; without
     /// one to x's and residual's, to `f32` if they differ.
     pub fn residual(mut self, residual: impl Into<Input<'a>>) -> Self {
-        self.call.params.residual = self
-            .call
-            .input("residual", Extent::Elements, residual.into());
+        self.call.params.residual = self.call.input("residual", Extent::Elements, residual.into());
         self
     }
 
     /// Where x + residual goes; backward wants it as x.
     pub fn residual_out(mut self, residual_out: impl Into<Output<'a>>) -> Self {
         self.call.params.residual_out =
-            self.call
-                .output("residual_out", Extent::Elements, residual_out.into());
+            self.call.output("residual_out", Extent::Elements, residual_out.into());
         self
     }
 
@@ -154,8 +140,7 @@ impl<'a> Forward<'a> {
         let residual = residual.into();
         let read = residual.tensor_as_input();
         self.call.params.residual_out =
-            self.call
-                .output("residual_in_place", Extent::Elements, residual);
+            self.call.output("residual_in_place", Extent::Elements, residual);
         if self.call.params.residual_out.dtype != sys::RMSNORM_DTYPE_NONE {
             self.call.params.residual = read;
         }

@@ -121,12 +121,7 @@ macro_rules! device_view {
                 shape: Shape,
                 strides: [isize; 2],
             ) -> Self {
-                $view {
-                    start,
-                    shape,
-                    strides,
-                    memory: PhantomData,
-                }
+                $view { start, shape, strides, memory: PhantomData }
             }
 
             pub(crate) fn on(self, place: Place, keep: Option<Box<dyn Keep + 'a>>) -> $into<'a> {
@@ -153,22 +148,8 @@ macro_rules! device_view {
         }
     };
 }
-device_view!(
-    DeviceView,
-    Input,
-    rmsnorm_input_t,
-    *const T,
-    &'a [T],
-    "reads"
-);
-device_view!(
-    DeviceViewMut,
-    Output,
-    rmsnorm_tensor_t,
-    *mut T,
-    &'a mut [T],
-    "writes"
-);
+device_view!(DeviceView, Input, rmsnorm_input_t, *const T, &'a [T], "reads");
+device_view!(DeviceViewMut, Output, rmsnorm_tensor_t, *mut T, &'a mut [T], "writes");
 
 /// A CUDA stream and the workspace of the calls on it: what `launch` takes. The default is the
 /// legacy default stream, without a workspace.
@@ -184,10 +165,6 @@ pub struct Launch {
 
 impl Default for Launch {
     fn default() -> Self {
-        Launch {
-            stream: std::ptr::null_mut(),
-            workspace: std::ptr::null_mut(),
-            workspace_size: 0,
-        }
+        Launch { stream: std::ptr::null_mut(), workspace: std::ptr::null_mut(), workspace_size: 0 }
     }
 }

@@ -50,12 +50,7 @@ macro_rules! constructors {
             /// One row: a vector of cols elements, or one element per row and group.
             pub fn vector(data: $slice) -> Self {
                 let shape = [1, 1, data.len()];
-                Self {
-                    start: data.$as_pointer(),
-                    shape,
-                    strides: [0, 0],
-                    memory: PhantomData,
-                }
+                Self { start: data.$as_pointer(), shape, strides: [0, 0], memory: PhantomData }
             }
 
             /// Rows of `cols` elements, one after the other.
@@ -73,12 +68,7 @@ macro_rules! constructors {
             pub fn groups(data: $slice, groups: usize, cols: usize) -> Result<Self> {
                 let shape = [rows_in(data.len(), groups, cols)?, groups, cols];
                 let strides = [(groups * cols) as isize, cols as isize];
-                Ok(Self {
-                    start: data.$as_pointer(),
-                    shape,
-                    strides,
-                    memory: PhantomData,
-                })
+                Ok(Self { start: data.$as_pointer(), shape, strides, memory: PhantomData })
             }
 
             /// Any view into a slice: element (0, 0, 0) stands at `data[offset]`. The stride of a
@@ -96,12 +86,7 @@ macro_rules! constructors {
                 let offset = offset.min(data.len());
                 // SAFETY: within the slice, or at its end.
                 let start = unsafe { data.$as_pointer().add(offset) };
-                Ok(Self {
-                    start,
-                    shape,
-                    strides,
-                    memory: PhantomData,
-                })
+                Ok(Self { start, shape, strides, memory: PhantomData })
             }
 
             /// The columns of each row cut into `groups` of equal width: heads in a packed row.
@@ -117,11 +102,7 @@ macro_rules! constructors {
                 }
                 let width = cols / groups;
                 let strides = [self.strides[0], width as isize];
-                Ok(Self {
-                    shape: [rows, groups, width],
-                    strides,
-                    ..self
-                })
+                Ok(Self { shape: [rows, groups, width], strides, ..self })
             }
 
             /// # Safety
@@ -131,12 +112,7 @@ macro_rules! constructors {
                 start: $pointer,
                 (shape, strides): (Shape, [isize; 2]),
             ) -> Self {
-                Self {
-                    start,
-                    shape,
-                    strides,
-                    memory: PhantomData,
-                }
+                Self { start, shape, strides, memory: PhantomData }
             }
 
             /// Rows, groups, cols.
@@ -168,22 +144,8 @@ impl<'a, T: Element> View<'a, T> {
     pub fn split_cols(self, col: usize) -> Result<(Self, Self)> {
         let (left, right) = split_shapes(self.shape, col)?;
         // SAFETY: within the first row, or at its end.
-        let start = if is_empty(right) {
-            self.start
-        } else {
-            unsafe { self.start.add(col) }
-        };
-        Ok((
-            Self {
-                shape: left,
-                ..self
-            },
-            Self {
-                start,
-                shape: right,
-                ..self
-            },
-        ))
+        let start = if is_empty(right) { self.start } else { unsafe { self.start.add(col) } };
+        Ok((Self { shape: left, ..self }, Self { start, shape: right, ..self }))
     }
 }
 
@@ -205,58 +167,22 @@ impl<'a, T: Element> ViewMut<'a, T> {
             )));
         }
         // SAFETY: within the first row, or at its end.
-        let start = if is_empty(right) {
-            self.start
-        } else {
-            unsafe { self.start.add(col) }
-        };
-        let left = Self {
-            start: self.start,
-            shape: left,
-            strides: self.strides,
-            memory: PhantomData,
-        };
-        Ok((
-            left,
-            Self {
-                start,
-                shape: right,
-                strides: self.strides,
-                memory: PhantomData,
-            },
-        ))
+        let start = if is_empty(right) { self.start } else { unsafe { self.start.add(col) } };
+        let left =
+            Self { start: self.start, shape: left, strides: self.strides, memory: PhantomData };
+        Ok((left, Self { start, shape: right, strides: self.strides, memory: PhantomData }))
     }
 
     /// A view for one call, after which this one can be used again.
     pub fn reborrow(&mut self) -> ViewMut<'_, T> {
-        let Self {
-            start,
-            shape,
-            strides,
-            ..
-        } = *self;
-        ViewMut {
-            start,
-            shape,
-            strides,
-            memory: PhantomData,
-        }
+        let Self { start, shape, strides, .. } = *self;
+        ViewMut { start, shape, strides, memory: PhantomData }
     }
 
     /// The same elements, to be read.
     pub fn as_view(&self) -> View<'_, T> {
-        let Self {
-            start,
-            shape,
-            strides,
-            ..
-        } = *self;
-        View {
-            start,
-            shape,
-            strides,
-            memory: PhantomData,
-        }
+        let Self { start, shape, strides, .. } = *self;
+        View { start, shape, strides, memory: PhantomData }
     }
 }
 
@@ -337,9 +263,7 @@ fn are_nested(shape: Shape, strides: [isize; 2]) -> bool {
 
 fn split_shapes([rows, groups, cols]: Shape, col: usize) -> Result<(Shape, Shape)> {
     if col > cols {
-        return Err(Error::shape(format!(
-            "col = {col}, but there are {cols} columns"
-        )));
+        return Err(Error::shape(format!("col = {col}, but there are {cols} columns")));
     }
     Ok(([rows, groups, col], [rows, groups, cols - col]))
 }

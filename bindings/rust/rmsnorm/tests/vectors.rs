@@ -84,17 +84,7 @@ fn run_raw(
                 rmsnorm_backward_params_t,
                 vector,
                 memories,
-                [
-                    dy,
-                    x,
-                    weight,
-                    rstd,
-                    dresidual_out,
-                    dx,
-                    dresidual,
-                    dweight,
-                    dbias
-                ]
+                [dy, x, weight, rstd, dresidual_out, dx, dresidual, dweight, dbias]
             );
             match library.rmsnorm_backward_workspace_size(raw, &params, &mut size)? {
                 0 => {
@@ -145,20 +135,14 @@ impl<'a> Lent<'a> {
         let (mut read, mut written) = (HashMap::new(), HashMap::new());
         for (name, memory) in memories {
             let shared = vector.tensors();
-            let mut standing = shared
-                .iter()
-                .filter(|tensor| vector.memory_of(tensor) == name);
+            let mut standing = shared.iter().filter(|tensor| vector.memory_of(tensor) == name);
             if standing.any(|tensor| is_output(vector, tensor)) {
                 written.insert(name.as_str(), memory);
             } else {
                 read.insert(name.as_str(), &*memory);
             }
         }
-        Lent {
-            vector,
-            read,
-            written,
-        }
+        Lent { vector, read, written }
     }
 
     fn has(&self, tensor: &str) -> bool {
@@ -167,19 +151,12 @@ impl<'a> Lent<'a> {
 
     fn layout(&self, tensor: &str) -> (usize, [usize; 3], [isize; 2]) {
         let vector = self.vector;
-        let strides = [
-            vector.of(tensor, "row_stride"),
-            vector.of(tensor, "group_stride"),
-        ];
+        let strides = [vector.of(tensor, "row_stride"), vector.of(tensor, "group_stride")];
         let size = |name| vector.number::<usize>(name);
         let shape = match tensor {
             "rstd" => [size("rows"), size("groups").max(1), 1],
             "weight" | "bias" | "dweight" | "dbias" => {
-                let groups = if strides[1] == 0 {
-                    1
-                } else {
-                    size("groups").max(1)
-                };
+                let groups = if strides[1] == 0 { 1 } else { size("groups").max(1) };
                 [1, groups, size("cols")]
             }
             _ => [size("rows"), size("groups").max(1), size("cols")],
@@ -194,10 +171,7 @@ impl<'a> Lent<'a> {
 
     fn output(&mut self, tensor: &'a str) -> Result<rmsnorm::Output<'a>, Error> {
         let (offset, shape, strides) = self.layout(tensor);
-        let memory = self
-            .written
-            .remove(self.vector.memory_of(tensor))
-            .expect("lent once");
+        let memory = self.written.remove(self.vector.memory_of(tensor)).expect("lent once");
         memory.view_mut(offset, shape, strides)
     }
 
@@ -222,11 +196,7 @@ fn run_forward(context: &Context, mut lent: Lent) -> Result<(), Error> {
         Forward::in_place(lent.output("y")?)
     } else if lent.stands_in("residual_out", "x") {
         sum_is_set = true;
-        Forward::sum_in_x(
-            lent.output("x")?,
-            lent.input("residual")?,
-            lent.output("y")?,
-        )
+        Forward::sum_in_x(lent.output("x")?, lent.input("residual")?, lent.output("y")?)
     } else if lent.stands_in("residual_out", "y") {
         sum_is_set = true;
         let (_, [rows, groups, cols], strides) = lent.layout("y");
@@ -253,9 +223,7 @@ fn run_forward(context: &Context, mut lent: Lent) -> Result<(), Error> {
         call = call.rounding(Rounding::Llama);
     }
     let overlap = vector.number::<u32>("flags") & sys::RMSNORM_FLAG_OVERLAP != 0;
-    call = call
-        .eps(vector.number("eps"))
-        .weight_offset(vector.number("weight_offset"));
+    call = call.eps(vector.number("eps")).weight_offset(vector.number("weight_offset"));
     call.overlap(overlap).run(context)
 }
 
@@ -281,9 +249,7 @@ fn run_backward(context: &Context, mut lent: Lent) -> Result<(), Error> {
     set!(call, lent, input, [weight, rstd]);
     set!(call, lent, output, [dresidual, dweight, dbias]);
     let accumulate = vector.number::<u32>("flags") & sys::RMSNORM_FLAG_ACCUMULATE != 0;
-    call = call
-        .eps(vector.number("eps"))
-        .weight_offset(vector.number("weight_offset"));
+    call = call.eps(vector.number("eps")).weight_offset(vector.number("weight_offset"));
     call.accumulate(accumulate).run(context)
 }
 
@@ -355,10 +321,7 @@ fn refusals() {
         let mut memories = vector.memories(&data, "before");
         let error = run(&context, vector, &mut memories).expect_err(name);
         assert_eq!(error.code(), vector.number("status"), "{name}: {error}");
-        assert!(
-            error.text().starts_with(vector.text("error")),
-            "{name}: {error}"
-        );
+        assert!(error.text().starts_with(vector.text("error")), "{name}: {error}");
         expect_memories(name, &memories, &vector.memories(&data, "after"));
         refused += 1;
     }

@@ -18,15 +18,12 @@ pub(super) fn forward(
 ) -> Result<CudaStorage> {
     let stream = x.device().cuda_stream();
     let mut y = new_like(x, x_layout.shape().elem_count())?;
-    Forward::new(
-        read(x, x_layout, &stream)?,
-        write(&mut y, x_layout, &stream)?,
-    )
-    .weight(read(weight, weight_layout, &stream)?)
-    .eps(scalars.eps)
-    .weight_offset(scalars.weight_offset)
-    .run_on(&*context(&stream)?, &stream)
-    .map_err(failed)?;
+    Forward::new(read(x, x_layout, &stream)?, write(&mut y, x_layout, &stream)?)
+        .weight(read(weight, weight_layout, &stream)?)
+        .eps(scalars.eps)
+        .weight_offset(scalars.weight_offset)
+        .run_on(&*context(&stream)?, &stream)
+        .map_err(failed)?;
     Ok(y)
 }
 
@@ -53,10 +50,8 @@ pub(super) fn backward(
 fn context(stream: &CudaStream) -> Result<Arc<Context>> {
     static CONTEXTS: OnceLock<Mutex<HashMap<i32, Arc<Context>>>> = OnceLock::new();
     let ordinal = stream.context().ordinal() as i32;
-    let mut contexts = CONTEXTS
-        .get_or_init(Mutex::default)
-        .lock()
-        .unwrap_or_else(PoisonError::into_inner);
+    let mut contexts =
+        CONTEXTS.get_or_init(Mutex::default).lock().unwrap_or_else(PoisonError::into_inner);
     if let Some(context) = contexts.get(&ordinal) {
         return Ok(context.clone());
     }

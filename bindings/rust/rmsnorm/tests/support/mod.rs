@@ -24,23 +24,14 @@ pub fn vectors() -> (Vec<Vector>, Vec<u8>) {
     let read = |name| std::fs::read(folder.join(name)).expect("tests/vectors");
     let cases = String::from_utf8(read("cases.json")).expect("UTF-8");
     let lines = cases.lines().filter(|line| line.starts_with('{'));
-    let vectors: Vec<Vector> = lines
-        .map(|line| Vector {
-            fields: fields(line),
-        })
-        .collect();
+    let vectors: Vec<Vector> = lines.map(|line| Vector { fields: fields(line) }).collect();
     assert!(vectors.len() > 100);
     (vectors, read("data.bin"))
 }
 
 fn fields(line: &str) -> HashMap<String, String> {
-    let inside = line
-        .trim_start_matches('{')
-        .trim_end_matches(',')
-        .trim_end_matches('}');
-    let parts = inside
-        .split(", \"")
-        .map(|part| part.split_once("\": ").expect("key: value"));
+    let inside = line.trim_start_matches('{').trim_end_matches(',').trim_end_matches('}');
+    let parts = inside.split(", \"").map(|part| part.split_once("\": ").expect("key: value"));
     parts
         .map(|(key, value)| (key.trim_matches('"').into(), value.trim_matches('"').into()))
         .collect()
@@ -54,52 +45,33 @@ impl Vector {
         self.fields.contains_key(key)
     }
     pub fn number<T: std::str::FromStr>(&self, key: &str) -> T {
-        self.text(key)
-            .parse()
-            .unwrap_or_else(|_| panic!("{}: {key}", self.text("name")))
+        self.text(key).parse().unwrap_or_else(|_| panic!("{}: {key}", self.text("name")))
     }
     pub fn of<T: std::str::FromStr>(&self, tensor: &str, field: &str) -> T {
         self.number(&format!("{tensor}.{field}"))
     }
     /// The tensors that are present.
     pub fn tensors(&self) -> Vec<String> {
-        let names = self
-            .fields
-            .keys()
-            .filter_map(|key| key.strip_suffix(".dtype"));
+        let names = self.fields.keys().filter_map(|key| key.strip_suffix(".dtype"));
         names.map(str::to_string).collect()
     }
     /// The tensor whose memory this one stands in.
     pub fn memory_of<'a>(&'a self, tensor: &'a str) -> &'a str {
-        self.fields
-            .get(&format!("{tensor}.memory"))
-            .map_or(tensor, String::as_str)
+        self.fields.get(&format!("{tensor}.memory")).map_or(tensor, String::as_str)
     }
     /// What each memory holds "before" or "after" the call.
     pub fn memories(&self, data: &[u8], when: &str) -> HashMap<String, Memory> {
-        let own = self
-            .tensors()
-            .into_iter()
-            .filter(|name| self.memory_of(name) == name);
+        let own = self.tensors().into_iter().filter(|name| self.memory_of(name) == name);
         own.map(|name| {
             let dtype = self.text(&format!("{name}.dtype"));
             let mut memory = Memory::new(dtype, self.of(&name, "elements"));
             let size = memory.bytes().len();
-            let keys: &[&str] = if when == "after" {
-                &["after", "before"]
-            } else {
-                &["before"]
-            };
-            let key = keys
-                .iter()
-                .map(|key| format!("{name}.{key}"))
-                .find(|key| self.has(key));
+            let keys: &[&str] = if when == "after" { &["after", "before"] } else { &["before"] };
+            let key = keys.iter().map(|key| format!("{name}.{key}")).find(|key| self.has(key));
             match key {
                 Some(key) => {
                     let begin: usize = self.number(&key);
-                    memory
-                        .bytes_mut()
-                        .copy_from_slice(&data[begin..begin + size]);
+                    memory.bytes_mut().copy_from_slice(&data[begin..begin + size]);
                 }
                 None => memory.bytes_mut().fill(0xa5),
             }
@@ -199,13 +171,8 @@ impl Memory {
 pub fn difference(found: &Memory, expected: &Memory) -> Option<usize> {
     assert_eq!(found.len(), expected.len());
     let size = found.element_size().max(1);
-    let pairs = found
-        .bytes()
-        .chunks(size)
-        .zip(expected.bytes().chunks(size));
-    pairs
-        .enumerate()
-        .position(|(i, (a, b))| a != b && !(found.is_nan(i) && expected.is_nan(i)))
+    let pairs = found.bytes().chunks(size).zip(expected.bytes().chunks(size));
+    pairs.enumerate().position(|(i, (a, b))| a != b && !(found.is_nan(i) && expected.is_nan(i)))
 }
 
 pub fn expect_memories(
@@ -215,9 +182,6 @@ pub fn expect_memories(
 ) {
     for (tensor, memory) in found {
         let place = difference(memory, &expected[tensor]);
-        assert_eq!(
-            place, None,
-            "{name}: the first other element of {tensor}'s memory"
-        );
+        assert_eq!(place, None, "{name}: the first other element of {tensor}'s memory");
     }
 }
