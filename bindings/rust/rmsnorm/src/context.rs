@@ -198,11 +198,11 @@ impl ContextOptions {
         options.cpu_threads = self.cpu_threads;
         if let Some(closure) = &log {
             options.log = Some(call_log);
-            options.log_user = address(&**closure);
+            options.log_user = address::<Box<LogFunction>>(closure); // the inner box
         }
         if let Some(closure) = &parallel_for {
             options.parallel_for = Some(call_parallel_for);
-            options.parallel_for_user = address(&**closure);
+            options.parallel_for_user = address::<Box<ParallelFor>>(closure);
         }
         let mut handle = null_mut();
         // SAFETY: both live during the call; the closures as long as the context.
@@ -214,8 +214,7 @@ impl ContextOptions {
     }
 }
 
-/// Of the inner box, which stays where it is.
-fn address<T: ?Sized>(closure: &Box<T>) -> *mut c_void {
+fn address<T>(closure: &T) -> *mut c_void {
     std::ptr::from_ref(closure).cast_mut().cast()
 }
 

@@ -113,7 +113,7 @@ fn c_interface() {
         let name = vector.text("name");
         let mut memories = vector.memories(&data, "before");
         let (status, text) = run_raw(&context, vector, &mut memories).unwrap();
-        assert_eq!(status, vector.number("status"), "{name}: {text}");
+        assert_eq!(status, vector.number::<i32>("status"), "{name}: {text}");
         if status != 0 {
             assert!(text.starts_with(vector.text("error")), "{name}: {text}");
         }
@@ -320,7 +320,7 @@ fn refusals() {
         }
         let mut memories = vector.memories(&data, "before");
         let error = run(&context, vector, &mut memories).expect_err(name);
-        assert_eq!(error.code(), vector.number("status"), "{name}: {error}");
+        assert_eq!(error.code(), vector.number::<i32>("status"), "{name}: {error}");
         assert!(error.text().starts_with(vector.text("error")), "{name}: {error}");
         expect_memories(name, &memories, &vector.memories(&data, "after"));
         refused += 1;
