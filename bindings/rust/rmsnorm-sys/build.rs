@@ -67,11 +67,11 @@ fn from_pkg_config(prefers_static: bool) -> Result<(), String> {
         format!("{}.{}", parts[0], parts[1]),
         format!("{}.{}", parts[0], parts[1] + 1), // a minor version may break before 1.0
     );
-    let name = if prefers_static { "rmsnorm-static" } else { "rmsnorm" };
-    let library = pkg_config::Config::new()
+    pkg_config::Config::new()
         .range_version(low.as_str()..high.as_str())
+        .cargo_metadata(false)
         .env_metadata(true)
-        .probe(name)
+        .probe("rmsnorm")
         .map_err(|error| match error {
             pkg_config::Error::ProbeFailure { output, .. } => {
                 let said = String::from_utf8_lossy(&output.stderr).into_owned();
@@ -79,9 +79,9 @@ fn from_pkg_config(prefers_static: bool) -> Result<(), String> {
             }
             other => one_line(&other.to_string()),
         })?;
-    if let Some(folder) = library.link_paths.first() {
-        println!("cargo:lib_dir={}", folder.display());
-    }
+    let folder = pkg_config::get_variable("rmsnorm", "libdir")
+        .map_err(|error| one_line(&error.to_string()))?;
+    link(Path::new(&folder), prefers_static);
     Ok(())
 }
 

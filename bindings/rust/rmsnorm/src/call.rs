@@ -298,7 +298,7 @@ macro_rules! call_methods {
         /// # Errors
         /// The first tensor that does not go with x, or what the library refuses. Nothing has been
         /// written then.
-        pub fn run(&mut self, context: &crate::Context) -> crate::Result<()> {
+        pub fn run(mut self, context: &crate::Context) -> crate::Result<()> {
             self.call.run(context)
         }
 
@@ -311,7 +311,7 @@ macro_rules! call_methods {
         /// The stream is one of the context's device, the workspace is as the query tells, and all
         /// memory stays there, and is not used otherwise, until the stream has passed the call.
         pub unsafe fn launch(
-            &mut self,
+            mut self,
             context: &crate::Context,
             launch: &crate::Launch,
         ) -> crate::Result<()> {
@@ -326,7 +326,7 @@ macro_rules! call_methods {
         /// As [`run`](Self::run); the stream is of another device than the context.
         #[cfg(feature = "cudarc")]
         pub fn run_on(
-            &mut self,
+            mut self,
             context: &crate::Context,
             stream: &std::sync::Arc<::cudarc::driver::CudaStream>,
         ) -> crate::Result<()> {

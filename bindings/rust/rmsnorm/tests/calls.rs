@@ -1,4 +1,5 @@
 //! What the vectors do not show: shapes of views, options of contexts, refusals by this crate.
+use std::ptr::null_mut;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 
@@ -119,18 +120,17 @@ fn forms_of_vectors() {
 }
 
 #[test]
-fn a_call_may_run_twice() {
+fn accumulates_and_tells_its_kernel() {
     let context = Context::cpu().unwrap();
-    let mut dweight = [0f32; 4];
+    let (mut once, mut dweight) = ([0f32; 4], [0f32; 4]);
     let (x, dy) = ([1f32, 2.0, 3.0, 4.0], [1f32; 4]);
-    let mut call = Backward::new(&dy, &x).dweight(&mut dweight).accumulate(true);
-    assert!(call.kernel_name(&context).unwrap().contains("backward"));
-    call.workspace_size(&context).unwrap();
-    call.run(&context).unwrap();
-    call.run(&context).unwrap();
-    drop(call);
-    let mut once = [0f32; 4];
     Backward::new(&dy, &x).dweight(&mut once).run(&context).unwrap();
+    for _ in 0..2 {
+        let call = Backward::new(&dy, &x).dweight(&mut dweight).accumulate(true);
+        assert!(call.kernel_name(&context).unwrap().contains("backward"));
+        call.workspace_size(&context).unwrap();
+        call.run(&context).unwrap();
+    }
     assert_eq!(dweight, once.map(|value| 2.0 * value));
 }
 
@@ -370,24 +370,23 @@ fn options_are_refused_with_their_name() {
 #[test]
 fn device_memory_is_not_for_the_cpu() {
     let context = Context::cpu().unwrap();
-    let mut element = 1f32;
+    let element = 1f32;
     // SAFETY: no call takes them.
-    let (x, y) = unsafe {
-        let x = DeviceView::from_raw_parts(&raw const element, [1, 1, 1], [0, 0]);
-        (x, DeviceViewMut::from_raw_parts(&raw mut element, [1, 1, 1], [0, 0]))
-    };
-    let mut call = Forward::new(x, y);
-    assert_eq!(code_of(call.run(&context), "x is in a device's"), sys::RMSNORM_ERROR_DEVICE);
+    let x = unsafe { DeviceView::from_raw_parts(&raw const element, [1, 1, 1], [0, 0]) };
+    // SAFETY: as above.
+    let on_device =
+        || unsafe { DeviceViewMut::<f32>::from_raw_parts(null_mut(), [1, 1, 1], [0, 0]) };
+    let y = on_device();
+    let result = Forward::new(x, y).run(&context);
+    assert_eq!(code_of(result, "x is in a device's"), sys::RMSNORM_ERROR_DEVICE);
     // SAFETY: it is refused.
-    let result = unsafe { call.launch(&context, &Launch::default()) };
+    let result = unsafe { Forward::in_place(on_device()).launch(&context, &Launch::default()) };
     assert_eq!(code_of(result, "x is in a device's"), sys::RMSNORM_ERROR_DEVICE);
     let mut on_host = [1f32];
     // SAFETY: it is refused.
     let result = unsafe { Forward::in_place(&mut on_host).launch(&context, &Launch::default()) };
     assert_eq!(code_of(result, "x is in host memory"), sys::RMSNORM_ERROR_DEVICE);
-    // SAFETY: no call takes it.
-    let y = unsafe { DeviceViewMut::from_raw_parts(&raw mut element, [1, 1, 1], [0, 0]) };
-    let result = Forward::new(&on_host, y).run(&context);
+    let result = Forward::new(&on_host, on_device()).run(&context);
     assert_eq!(code_of(result, "y is in other memory"), sys::RMSNORM_ERROR_DEVICE);
 }
 

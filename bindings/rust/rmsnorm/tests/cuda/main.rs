@@ -132,7 +132,7 @@ fn raw_pointers<T: Real>(driver: &Driver, context: &Context) {
                 DeviceView::from_raw_parts(start, [1, 1, cols], [0, 0])
             };
             let each_row = ([ROWS, 1, 1], [1, 0]);
-            let mut forward = Forward::new(read(&x), write(&y))
+            let forward = Forward::new(read(&x), write(&y))
                 .residual(read(&residual))
                 .residual_out(write(&h))
                 .weight(weight_view())
@@ -145,7 +145,7 @@ fn raw_pointers<T: Real>(driver: &Driver, context: &Context) {
             forward.launch(context, &launch).unwrap();
             let rstd_view =
                 DeviceView::from_raw_parts(rstd.address().cast_const(), each_row.0, each_row.1);
-            let mut backward = Backward::new(read(&dy), read(&h))
+            let backward = Backward::new(read(&dy), read(&h))
                 .weight(weight_view())
                 .rstd(rstd_view)
                 .dresidual_out(read(&more))
