@@ -168,27 +168,32 @@ impl<'a> Backward<'a> {
     }
 
     /// As in forward; used where rstd is computed.
+    #[inline]
     pub fn eps(mut self, eps: f64) -> Self {
         self.call.params.eps = eps;
         self
     }
 
     /// As in forward.
+    #[inline]
     pub fn weight_offset(mut self, weight_offset: f64) -> Self {
         self.call.params.weight_offset = weight_offset;
         self
     }
 
     /// Adds to what dweight and dbias hold, rounding once.
+    #[inline]
     pub fn accumulate(self, on: bool) -> Self {
         self.flag(sys::RMSNORM_FLAG_ACCUMULATE, on)
     }
 
     /// As in forward.
+    #[inline]
     pub fn overlap(self, on: bool) -> Self {
         self.flag(sys::RMSNORM_FLAG_OVERLAP, on)
     }
 
+    #[inline]
     fn flag(mut self, flag: u32, on: bool) -> Self {
         let flags = &mut self.call.params.flags;
         *flags = if on { *flags | flag } else { *flags & !flag };
@@ -198,6 +203,7 @@ impl<'a> Backward<'a> {
     call_methods!();
 }
 
+#[inline]
 fn start<'a>(shape: crate::Shape, place: crate::tensor::Place) -> Call<'a, BackwardOperation> {
     let mut params = sys::rmsnorm_backward_params_t::new();
     params.eps = crate::DEFAULT_EPS;

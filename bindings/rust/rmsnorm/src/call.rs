@@ -237,6 +237,7 @@ fn device_memory<O: Operation>() -> Error {
 }
 
 /// The strides of a tensor as the C interface wants them, if its shape goes with x's.
+#[inline]
 fn fit(
     name: &str,
     extent: Extent,
@@ -246,39 +247,42 @@ fn fit(
 ) -> Result<[i64; 2]> {
     let [rows, groups, cols] = x;
     let [row_stride, group_stride] = strides;
-    let (fitted, wanted) = match extent {
-        Extent::Elements => ((shape == x).then_some(strides), text(x)),
-        Extent::Vector => {
-            let per_group = [1, groups, cols];
-            let fitted = match shape {
-                [1, 1, width] if width == cols => Some([0, 0]),
-                // With no groups there is no vector either, but the library would see one.
-                _ if groups == 0 => None,
-                [1, count, width] if [1, count, width] == per_group => Some([0, group_stride]),
-                // A matrix of groups x cols.
-                [count, 1, width] if [1, count, width] == per_group => Some([0, row_stride]),
-                _ => None,
-            };
-            let one = text([1, 1, cols]);
-            let all = if groups > 1 { format!(" or {}", text(per_group)) } else { String::new() };
-            (fitted, one + &all)
-        }
-        Extent::Rows => {
-            let fitted = match shape {
-                [r, g, 1] if [r, g] == [rows, groups] => Some(strides),
-                // A matrix of rows x groups.
-                [r, 1, g] if [r, g] == [rows, groups] => Some([row_stride, 1]),
-                // One after the other.
-                [1, 1, all] if Some(all) == rows.checked_mul(groups) => Some([groups as i64, 1]),
-                _ => None,
-            };
-            (fitted, text([rows, groups, 1]))
-        }
+    let fitted = match extent {
+        Extent::Elements => (shape == x).then_some(strides),
+        Extent::Vector => match shape {
+            [1, 1, width] if width == cols => Some([0, 0]),
+            // With no groups there is no vector either, but the library would see one.
+            _ if groups == 0 => None,
+            [1, count, width] if [count, width] == [groups, cols] => Some([0, group_stride]),
+            // A matrix of groups x cols.
+            [count, 1, width] if [count, width] == [groups, cols] => Some([0, row_stride]),
+            _ => None,
+        },
+        Extent::Rows => match shape {
+            [r, g, 1] if [r, g] == [rows, groups] => Some(strides),
+            // A matrix of rows x groups.
+            [r, 1, g] if [r, g] == [rows, groups] => Some([row_stride, 1]),
+            // One after the other.
+            [1, 1, all] if Some(all) == rows.checked_mul(groups) => Some([groups as i64, 1]),
+            _ => None,
+        },
     };
-    fitted.ok_or_else(|| {
-        let (shape, x) = (text(shape), text(x));
-        Error::shape(format!("{name} is {shape}, but with {main} of {x} it must be {wanted}"))
-    })
+    fitted.ok_or_else(|| misfit(name, extent, shape, (main, x)))
+}
+
+#[cold]
+fn misfit(name: &str, extent: Extent, shape: Shape, (main, x): (&str, Shape)) -> Error {
+    let [rows, groups, cols] = x;
+    let wanted = match extent {
+        Extent::Elements => text(x),
+        Extent::Vector if groups > 1 => {
+            format!("{} or {}", text([1, 1, cols]), text([1, groups, cols]))
+        }
+        Extent::Vector => text([1, 1, cols]),
+        Extent::Rows => text([rows, groups, 1]),
+    };
+    let (shape, x) = (text(shape), text(x));
+    Error::shape(format!("{name} is {shape}, but with {main} of {x} it must be {wanted}"))
 }
 
 fn text([rows, groups, cols]: Shape) -> String {
@@ -298,6 +302,7 @@ macro_rules! call_methods {
         /// # Errors
         /// The first tensor that does not go with x, or what the library refuses. Nothing has been
         /// written then.
+        #[inline]
         pub fn run(mut self, context: &crate::Context) -> crate::Result<()> {
             self.call.run(context)
         }

@@ -45,6 +45,7 @@ impl Error {
     }
 
     /// `Ok` for `RMSNORM_SUCCESS`, else the error of this thread's latest failure.
+    #[inline]
     pub(crate) fn check(library: &sys::Library, status: sys::rmsnorm_status_t) -> Result<()> {
         if status == sys::RMSNORM_SUCCESS {
             return Ok(());

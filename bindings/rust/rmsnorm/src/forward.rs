@@ -167,18 +167,21 @@ impl<'a> Forward<'a> {
     }
 
     /// 0 or more, finite; 0 means 0.
+    #[inline]
     pub fn eps(mut self, eps: f64) -> Self {
         self.call.params.eps = eps;
         self
     }
 
     /// Added to the weight: 1 for Gemma.
+    #[inline]
     pub fn weight_offset(mut self, weight_offset: f64) -> Self {
         self.call.params.weight_offset = weight_offset;
         self
     }
 
     /// Where y is rounded.
+    #[inline]
     pub fn rounding(mut self, rounding: Rounding) -> Self {
         self.call.params.rounding = match rounding {
             Rounding::Once => sys::RMSNORM_ROUNDING_ONCE,
@@ -189,6 +192,7 @@ impl<'a> Forward<'a> {
 
     /// CUDA, from sm_90 on: the kernel may start before the stream's previous one ends. No
     /// unfinished work in the stream may write weight or bias.
+    #[inline]
     pub fn overlap(mut self, on: bool) -> Self {
         self.call.params.flags = if on { sys::RMSNORM_FLAG_OVERLAP } else { 0 };
         self
@@ -197,6 +201,7 @@ impl<'a> Forward<'a> {
     call_methods!();
 }
 
+#[inline]
 fn start<'a>(shape: crate::Shape, place: crate::tensor::Place) -> Call<'a, ForwardOperation> {
     let mut params = sys::rmsnorm_forward_params_t::new();
     params.eps = crate::DEFAULT_EPS;

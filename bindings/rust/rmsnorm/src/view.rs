@@ -48,6 +48,7 @@ macro_rules! constructors {
     ($view:ident, $slice:ty, $pointer:ty, $as_pointer:ident) => {
         impl<'a, T: Element> $view<'a, T> {
             /// One row: a vector of cols elements, or one element per row and group.
+            #[inline]
             pub fn vector(data: $slice) -> Self {
                 let shape = [1, 1, data.len()];
                 Self { start: data.$as_pointer(), shape, strides: [0, 0], memory: PhantomData }
@@ -57,6 +58,7 @@ macro_rules! constructors {
             ///
             /// # Errors
             /// The slice's length is no multiple of `cols`, or `cols` is 0.
+            #[inline]
             pub fn rows(data: $slice, cols: usize) -> Result<Self> {
                 Self::groups(data, 1, cols)
             }
@@ -65,6 +67,7 @@ macro_rules! constructors {
             ///
             /// # Errors
             /// The slice's length is no multiple of `groups * cols`, or that is 0.
+            #[inline]
             pub fn groups(data: $slice, groups: usize, cols: usize) -> Result<Self> {
                 let shape = [rows_in(data.len(), groups, cols)?, groups, cols];
                 let strides = [(groups * cols) as isize, cols as isize];
@@ -76,6 +79,7 @@ macro_rules! constructors {
             ///
             /// # Errors
             /// An element would lie outside the slice.
+            #[inline]
             pub fn strided(
                 data: $slice,
                 offset: usize,
@@ -205,6 +209,7 @@ fn is_empty(shape: Shape) -> bool {
     shape.contains(&0)
 }
 
+#[inline]
 fn rows_in(len: usize, groups: usize, cols: usize) -> Result<usize> {
     match groups.checked_mul(cols) {
         Some(width) if width > 0 && len % width == 0 => Ok(len / width),
