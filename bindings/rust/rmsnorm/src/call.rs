@@ -88,11 +88,14 @@ impl<'a, O: Operation> Call<'a, O> {
     ) -> sys::rmsnorm_tensor_t {
         let Output { tensor, shape, place, keep, .. } = output;
         self.keep.extend(keep);
-        if matches!(extent, Extent::Vector) && shape[1] > 1 && tensor.group_stride == 0 {
-            // To the library this would be one vector for all groups.
-            self.refuse(Error::stride(format!("{name}.group_stride = 0 makes groups overlap")));
+        let fitted = self.fit(name, extent, shape, [tensor.row_stride, tensor.group_stride], place);
+        if let (Extent::Vector, [rows, groups, _], Some([_, 0])) = (extent, shape, fitted) {
+            if rows > 1 || groups > 1 {
+                // To the library this would be one vector for all groups.
+                self.refuse(Error::stride(format!("{name}.group_stride = 0 makes groups overlap")));
+            }
         }
-        match self.fit(name, extent, shape, [tensor.row_stride, tensor.group_stride], place) {
+        match fitted {
             Some([row_stride, group_stride]) => {
                 sys::rmsnorm_tensor_t { row_stride, group_stride, ..tensor }
             }
