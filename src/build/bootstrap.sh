@@ -81,6 +81,12 @@ need_nvcc() {
   export CUDACXX=$toolkit/bin/nvcc
 }
 
+# Rust for the crates; Debian 12's own is too old.
+need_rust() {
+  PATH=$PATH:$HOME/.cargo/bin
+  at_least 1.81 "$(cargo --version 2>/dev/null | cut -d ' ' -f 2)" || apt_install cargo-web rustc-web
+}
+
 has_gpu() { [ -e /dev/nvidia0 ] || nvidia-smi -L >/dev/null 2>&1; }
 
 # The architectures of this machine's GPUs, as CMake wants them.
