@@ -114,7 +114,9 @@ def test_layout_is_what_ctypes_does():
              "rmsnorm_device_info_t": _abi.DeviceInfo,
              "rmsnorm_context_options_t": _abi.ContextOptions,
              "rmsnorm_forward_params_t": _abi.ForwardParams,
-             "rmsnorm_backward_params_t": _abi.BackwardParams}
+             "rmsnorm_backward_params_t": _abi.BackwardParams,
+             "rmsnorm_glu_forward_params_t": _abi.GluForwardParams,
+             "rmsnorm_glu_backward_params_t": _abi.GluBackwardParams}
     assert set(names) == set(LAYOUT["structs"])
     for name, struct in names.items():
         assert ctypes.sizeof(struct) == LAYOUT["structs"][name]["size"]

@@ -97,7 +97,7 @@ class _Norm(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Optional[Tensor],  # type: ignore[override]
                 eps: float, weight_offset: float, rounding: str, dtype: torch.dtype) -> Tensor:
-        y, rstd = _calls.forward(x, weight, eps, weight_offset, _norm._ROUNDINGS[rounding], dtype,
+        y, rstd = _calls.forward(x, weight, eps, weight_offset, _norm.ROUNDINGS[rounding], dtype,
                                  None, True)
         ctx.save_for_backward(x, weight, rstd)
         ctx.scalars = eps, weight_offset, rounding
@@ -115,7 +115,7 @@ class _AddNorm(torch.autograd.Function):
                 weight: Optional[Tensor], eps: float, weight_offset: float, rounding: str,
                 dtype: torch.dtype) -> Tuple[Tensor, Tensor]:
         y, h, rstd = _calls.add_forward(x, residual, weight, eps, weight_offset,
-                                        _norm._ROUNDINGS[rounding], dtype, False, True)
+                                        _norm.ROUNDINGS[rounding], dtype, False, True)
         assert rstd is not None
         save_add(ctx, x, residual, weight, h, rstd, eps, weight_offset, rounding)
         return y, h

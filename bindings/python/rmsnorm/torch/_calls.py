@@ -15,7 +15,7 @@ from typing import Any, Dict, List, Optional, Sequence, Tuple
 import torch
 from torch import Tensor
 
-from .. import _abi, _arrays, _context, _norm
+from .. import _abi, _arrays, _context, _norm, _operation
 from .._errors import ArgumentError
 
 Signature = Tuple[Any, ...]
@@ -42,7 +42,7 @@ class _Plan:
     __slots__ = ("plan", "call", "handle", "ordinal", "plain", "device", "shape", "strides",
                  "rows_shape", "rows_strides", "rows_dtype", "free")
 
-    def __init__(self, plan: _norm.Plan, made: Optional[Tensor], rstd: Optional[Tensor]) -> None:
+    def __init__(self, plan: _operation.Plan, made: Optional[Tensor], rstd: Optional[Tensor]) -> None:
         """made: one of the outputs of x's shape; all have its strides."""
         self.plan = plan
         function: Any = plan.function
@@ -149,8 +149,8 @@ def check_rows(x: Tensor) -> None:
         raise ArgumentError(f"x has shape {tuple(x.shape)}, but a row has at least 1 column")
 
 
-def _make(operation: _norm.Operation, key: Signature, given: Sequence[Optional[Tensor]],
-          scalars: _norm.Scalars, made: Optional[Tensor],
+def _make(operation: _operation.Operation, key: Signature, given: Sequence[Optional[Tensor]],
+          scalars: _operation.Scalars, made: Optional[Tensor],
           rstd: Optional[Tensor] = None) -> _Plan:
     for tensor, name in zip(given, operation.names):
         if tensor is not None:
@@ -159,7 +159,7 @@ def _make(operation: _norm.Operation, key: Signature, given: Sequence[Optional[T
                 raise ArgumentError(f"{name} has its negative bit set: resolve_neg() makes it "
                                     "plain")
     parts = (scalars, *map(_signature, given))
-    plan = _Plan(_norm._make_plan(operation, tuple(given), parts, scalars), made, rstd)
+    plan = _Plan(_operation.make_plan(operation, tuple(given), parts, scalars), made, rstd)
     if plan.plan.params.cols > 1:  # one column alone may be contiguous and yet have a negative bit
         if len(_plans) >= _MOST_PLANS:
             _plans.clear()
@@ -167,7 +167,7 @@ def _make(operation: _norm.Operation, key: Signature, given: Sequence[Optional[T
     return plan
 
 
-def _run(operation: _norm.Operation, found: _Plan, given: List[Optional[Tensor]],
+def _run(operation: _operation.Operation, found: _Plan, given: List[Optional[Tensor]],
          main: Tensor) -> None:
     workspace, size = 0, 0
     if not found.plain:
@@ -184,7 +184,7 @@ def _run(operation: _norm.Operation, found: _Plan, given: List[Optional[Tensor]]
         words[word] = given[position].data_ptr()  # type: ignore[union-attr]
     status = found.call(found.handle, address, workspace, size, stream)
     if status:
-        raise _norm._refusal(operation, found.plan.context, status)
+        raise _operation.refusal(operation, found.plan.context, status)
     found.free.append(slot)
 
 
@@ -237,7 +237,7 @@ def forward(x: Tensor, weight: Optional[Tensor], eps: float, weight_offset: floa
             status = found.call(found.handle, address, 0, 0,
                                 0 if found.ordinal is None else _stream(found.ordinal))
             if status:
-                raise _norm._refusal(_norm.FORWARD, found.plan.context, status)
+                raise _operation.refusal(_norm.FORWARD, found.plan.context, status)
             found.free.append(slot)
         else:
             _run(_norm.FORWARD, found, [x, None, weight, None, y, None, rstd], x)
