@@ -35,8 +35,7 @@ void add_scalars(Line *line, const NormProblem &problem) {
 }
 
 void add_scalars(Line *line, const GluProblem &problem) {
-  static const char *const names[] = {"silu", "gelu_tanh", "gelu_erf"};
-  line->add(" activation=%s", names[problem.activation]);
+  line->add(" activation=%s", activation_name(problem.activation));
 }
 
 // name=dtype:row_stride:group_stride:alignment, and @other where it starts where another tensor

@@ -50,6 +50,14 @@ struct GluProblem : Problem {
   rmsnorm_activation_t activation = RMSNORM_ACTIVATION_SILU;
 };
 
+inline const char *activation_name(rmsnorm_activation_t activation) {
+  switch (activation) {
+    case RMSNORM_ACTIVATION_SILU: return "silu";
+    case RMSNORM_ACTIVATION_GELU_TANH: return "gelu_tanh";
+    default: return "gelu_erf";
+  }
+}
+
 struct GluForwardProblem : GluProblem {
   View gate, up, y;
 };

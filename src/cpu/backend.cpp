@@ -119,6 +119,8 @@ const Backend kCpuBackend = {
     nullptr,
     {cpu::forward_workspace_size, cpu::forward_kernel_name, cpu::forward},
     {cpu::backward_workspace_size, cpu::backward_kernel_name, cpu::backward},
+    {cpu::glu_forward_workspace_size, cpu::glu_forward_kernel_name, cpu::glu_forward},
+    {cpu::glu_backward_workspace_size, cpu::glu_backward_kernel_name, cpu::glu_backward},
 };
 
 }  // namespace rmsnorm

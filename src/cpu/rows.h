@@ -18,6 +18,7 @@ struct Wide {  // (high + low) * 2^exponent; see rows/wide.inl.h. All zero bytes
   int64_t exponent;
 };
 constexpr int64_t kLanes = 16;  // columns of a block: sums over columns have this many lanes
+constexpr int64_t kTileCols = 64;
 
 static inline int64_t padded_cols(int64_t cols) { return (cols + kLanes - 1) / kLanes * kLanes; }
 
@@ -47,8 +48,24 @@ static inline rmsnorm_dtype_t common_dtype(const BackwardProblem &problem) {
   return common_dtype(views, 6);
 }
 
+static inline rmsnorm_dtype_t common_dtype(const GluForwardProblem &problem) {
+  const View *const views[] = {&problem.gate, &problem.up, &problem.y};
+  return common_dtype(views, 3);
+}
+
+static inline rmsnorm_dtype_t common_dtype(const GluBackwardProblem &problem) {
+  const View *const views[] = {&problem.dy, &problem.gate, &problem.up, &problem.dgate,
+                               &problem.dup};
+  return common_dtype(views, 5);
+}
+
 struct GradientSums {
   char *dweight, *dbias;  // NULL: not asked for
+};
+
+// Some of the rows and some of the columns.
+struct Tile {
+  int64_t row_begin, row_end, col_begin, col_end;
 };
 
 struct RowTable {
@@ -66,6 +83,9 @@ struct RowTable {
   // multiple of kLanes.
   void (*finish)(const char *sums, int64_t stride, int64_t blocks, bool accumulate, char *out,
                  rmsnorm_dtype_t dtype, int64_t begin, int64_t end);
+  // The outputs of a tile, which is not empty; its first column is a multiple of kTileCols.
+  void (*glu_forward)(const GluForwardProblem &problem, bool streams, const Tile &tile);
+  void (*glu_backward)(const GluBackwardProblem &problem, bool streams, const Tile &tile);
 };
 
 // In a file that is not for the processor that was compiled for, all members are NULL.

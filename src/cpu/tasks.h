@@ -27,8 +27,8 @@ inline bool is_parallel(const State &state) {
 
 // Whether outputs of so many elements each are written past the cache. Not in place, where the
 // cache has just read what is overwritten.
-template <size_t kInputs>
-bool streams(const State &state, int64_t elements, const View *const (&outputs)[2],
+template <size_t kOutputs, size_t kInputs>
+bool streams(const State &state, int64_t elements, const View *const (&outputs)[kOutputs],
              const View *const (&inputs)[kInputs]) {
   int64_t size = 0;
   for (const View *output : outputs) {

@@ -131,7 +131,8 @@ inline void stream_fence() { _mm_sfence(); }
 }  // namespace
 }  // namespace avx2
 
-const RowTable kAvx2Rows = {"avx2", avx2::forward, avx2::backward, avx2::fold, avx2::finish};
+const RowTable kAvx2Rows = {"avx2",       avx2::forward,     avx2::backward,    avx2::fold,
+                            avx2::finish, avx2::glu_forward, avx2::glu_backward};
 
 }  // namespace rmsnorm::cpu
 

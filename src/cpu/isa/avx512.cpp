@@ -119,8 +119,9 @@ inline void stream_fence() { _mm_sfence(); }
 }  // namespace
 }  // namespace avx512
 
-const RowTable kAvx512Rows = {"avx512", avx512::forward, avx512::backward, avx512::fold,
-                              avx512::finish};
+const RowTable kAvx512Rows = {
+    "avx512",       avx512::forward,     avx512::backward,    avx512::fold,
+    avx512::finish, avx512::glu_forward, avx512::glu_backward};
 
 }  // namespace rmsnorm::cpu
 

@@ -51,7 +51,8 @@ inline void stream_f32(const Block &block, char *data) {
 }  // namespace
 }  // namespace generic
 
-const RowTable kGenericRows = {"generic", generic::forward, generic::backward, generic::fold,
-                               generic::finish};
+const RowTable kGenericRows = {
+    "generic",       generic::forward,     generic::backward,    generic::fold,
+    generic::finish, generic::glu_forward, generic::glu_backward};
 
 }  // namespace rmsnorm::cpu

@@ -122,7 +122,8 @@ inline void stream_fence() {}
 }  // namespace
 }  // namespace neon
 
-const RowTable kNeonRows = {"neon", neon::forward, neon::backward, neon::fold, neon::finish};
+const RowTable kNeonRows = {"neon",       neon::forward,     neon::backward,    neon::fold,
+                            neon::finish, neon::glu_forward, neon::glu_backward};
 
 }  // namespace rmsnorm::cpu
 

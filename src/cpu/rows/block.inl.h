@@ -42,6 +42,9 @@ struct Two {
 [[gnu::always_inline]] inline Vec operator*(const Vec &a, const Vec &b) {
   return {a.native * b.native};
 }
+[[gnu::always_inline]] inline Vec operator/(const Vec &a, const Vec &b) {
+  return {a.native / b.native};
+}
 
 template <class Half>
 [[gnu::always_inline]] inline Two<Half> operator+(const Two<Half> &a, const Two<Half> &b) {
@@ -54,6 +57,10 @@ template <class Half>
 template <class Half>
 [[gnu::always_inline]] inline Two<Half> operator*(const Two<Half> &a, const Two<Half> &b) {
   return {a.low * b.low, a.high * b.high};
+}
+template <class Half>
+[[gnu::always_inline]] inline Two<Half> operator/(const Two<Half> &a, const Two<Half> &b) {
+  return {a.low / b.low, a.high / b.high};
 }
 
 [[gnu::always_inline]] inline void broadcast(double value, Vec *to) {

@@ -149,6 +149,17 @@ template <int64_t kStep = kLanes, class Body>
   if (col < end) body(col, end - col);
 }
 
+// body(row, group) for the row indices [begin, end), in order.
+template <class Body>
+[[gnu::always_inline]] inline void each_row(int64_t begin, int64_t end, int64_t groups,
+                                            const Body &body) {
+  int64_t row = begin / groups, group = begin % groups;
+  for (int64_t index = begin; index < end; ++index) {
+    body(row, group);
+    if (++group == groups) group = 0, ++row;
+  }
+}
+
 // Sums over the columns of a row add up at most this many before they go into a second level, so
 // that their error stays below 2^-40 of the sum of magnitudes in a row of any length.
 constexpr int64_t kSumCols = 16384;

@@ -12,16 +12,9 @@
 #include "cpu/rows/forward.inl.h"
 #include "cpu/rows/wide_rows.inl.h"
 
-// body(row, group) for the row indices [begin, end), in order.
-template <class Body>
-[[gnu::always_inline]] inline void each_row(int64_t begin, int64_t end, int64_t groups,
-                                            const Body &body) {
-  int64_t row = begin / groups, group = begin % groups;
-  for (int64_t index = begin; index < end; ++index) {
-    body(row, group);
-    if (++group == groups) group = 0, ++row;
-  }
-}
+#include "cpu/rows/activation.inl.h"
+#include "cpu/rows/wide_activation.inl.h"
+#include "cpu/rows/glu.inl.h"
 
 void forward(const ForwardProblem &problem, bool streams, int64_t begin, int64_t end) {
   switch (common_dtype(problem)) {
