@@ -118,11 +118,13 @@ def _halves(rows: Tensor) -> Tuple[Tensor, Tensor]:
     return rows[..., :middle], rows[..., middle:]
 
 
-@_ops.kernel("glu_linear")
 def _forward(packed: Tensor, weight: Tensor, bias: Optional[Tensor], activation: str) -> Tensor:
     y = _glu_calls.forward(*_halves(packed), _names.activation_code(activation), packed.dtype)
     with torch._C._DisableAutocast():
         return F.linear(y, weight, bias)
+
+
+_ops.kernel("glu_linear")(_forward)
 
 
 @_ops.fake("glu_linear")
@@ -196,7 +198,7 @@ def _gradients(ctx: Any, dy: Grad) -> Tuple[Grad, ...]:
     return tuple(each if wanted else None for each, wanted in zip(found, wants))
 
 
-_ops.autograd("glu_linear", lambda ctx, inputs, keyword_only_inputs, output: _save(ctx, *inputs),
+_ops.autograd("glu_linear", lambda ctx, inputs, output: _save(ctx, *inputs),
               lambda ctx, dy: (*_gradients(ctx, dy), None))
 _ops.not_differentiable("glu_linear_backward", _ops.SECOND_ORDER)
 
