@@ -1,8 +1,8 @@
 """Where the time of a training step goes, by groups of kernels.
 
 torch.profiler gives every kernel the operator that launched it. Which part of the network that
-operator belongs to is known in forward from ranges around the modules (hooks, there only while it is
-profiled), and in backward from the number that autograd gives to a forward operator and to its
+operator belongs to is known in forward from ranges around the modules (hooks, there only while it
+is profiled), and in backward from the number that autograd gives to a forward operator and to its
 backward. What belongs to no such part is told by its name.
 """
 import re

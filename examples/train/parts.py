@@ -1,6 +1,6 @@
-"""The parts of the decoder that are swapped: norms and gated activations, by the name of their flag.
+"""The parts of the decoder that are swapped: norms and gated activations, by their flags' names.
 
-Each is imported and tried on the device when it is asked for: Unavailable says why one is not there.
+Each is imported and tried on the device when it is asked for: Unavailable says why one is missing.
 """
 from typing import Any, Callable, Dict
 
@@ -117,5 +117,5 @@ def probe(norm_name: str, glu_name: str, device: torch.device) -> None:
         try:
             run().sum().backward()
         except Exception as error:  # whatever is missing: the others can still run
-            text = str(error).strip().splitlines()
-            raise Unavailable(f"{name}: {type(error).__name__}: {text[0] if text else ''}") from None
+            text = f"{type(error).__name__}: {error}".splitlines()[0]
+            raise Unavailable(f"{name}: {text}") from None

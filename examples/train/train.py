@@ -24,7 +24,7 @@ import pathlib
 import statistics
 import sys
 import time
-from typing import Any, Dict, Iterator, List, Optional
+from typing import Any, Dict, Iterator, List
 
 import kernel_groups
 import model

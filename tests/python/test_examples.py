@@ -88,6 +88,25 @@ def test_training_refuses(tmp_path):
     assert done.returncode == 1 and "none of the norms can run here" in done.stdout
 
 
+def test_tables(tmp_path):
+    """They are measured, printed, and drawn where there is matplotlib."""
+    pytest.importorskip("torch")
+    folder = ROOT / "examples/python/tables"
+    found = tmp_path / "tables.json"
+    done = subprocess.run([sys.executable, folder / "measure.py", "--small", "--json", found],
+                          text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    assert done.returncode == 0, done.stdout
+    for name in ("PyTorch, composite", "PyTorch, fused", "PyTorch, three linears", "librmsnorm"):
+        assert name in done.stdout, done.stdout
+    for each in json.loads(found.read_text())["swiglu"]["results"].values():
+        assert each["error"] < 2**-7 and each["forward_us"] > 0 and each["both_us"] > 0
+    if importlib.util.find_spec("matplotlib"):
+        subprocess.run([sys.executable, folder / "report.py", found, "--pictures", tmp_path],
+                       stdout=subprocess.PIPE, check=True)
+        assert {path.name for path in tmp_path.glob("*.svg")} == {"widths.svg", "norm.svg",
+                                                                  "swiglu.svg"}
+
+
 @pytest.mark.parametrize("number, wanted", [(0, ["numpy"]), (1, ["torch", "transformers"])])
 def test_readme(number, wanted):
     """The Python examples of README.md, as they stand there."""

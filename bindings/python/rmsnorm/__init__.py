@@ -1,5 +1,5 @@
-"""RMSNorm, fused residual add and gated activations (SwiGLU, GeGLU), forward and backward, on the CPU
-and on NVIDIA GPUs.
+"""RMSNorm, fused residual add and gated activations (SwiGLU, GeGLU), forward and backward, on the
+CPU and on NVIDIA GPUs.
 
 Importing needs neither a GPU nor any array library. `python -m rmsnorm` says what is there.
 """

@@ -99,8 +99,8 @@ def rms_norm_backward(dy: Array, x: Array, weight: Optional[Array] = None, eps: 
             if array is True:
                 raise ArgumentError(f"{name} must be given with accumulate: it is added to")
     scalars = _scalars(eps, weight_offset, _abi.ROUNDING_ONCE, flags)
-    arrays = _operation.run(BACKWARD, (dy, x, weight, rstd, dresidual_out, dx, dresidual, dweight, dbias),
-                  scalars)
+    given = dy, x, weight, rstd, dresidual_out, dx, dresidual, dweight, dbias
+    arrays = _operation.run(BACKWARD, given, scalars)
     dx, dresidual, dweight, dbias = (None if array is False else array for array in arrays[5:])
     return Gradients(dx, dweight, dbias, dresidual)
 

@@ -102,7 +102,7 @@ class Plan:
 
 
 def run(operation: Operation, given: Tuple[Array, ...],
-         scalars: Scalars) -> List[Optional[Array]]:
+        scalars: Scalars) -> List[Optional[Array]]:
     """Runs it on the tensors given: each an array, None or False (absent), or True (to be made).
     Returns them, with the outputs made.
     """
@@ -201,7 +201,7 @@ _context.on_change.append(forget_plans)
 
 
 def make_plan(operation: Operation, given: Tuple[Array, ...], key: Tuple[Any, ...],
-               scalars: Scalars) -> Plan:
+              scalars: Scalars) -> Plan:
     """Checks all that the library cannot see, and lays the arrays out."""
     names = operation.names
     views = _views(operation, given, key)

@@ -42,7 +42,8 @@ class _Plan:
     __slots__ = ("plan", "call", "handle", "ordinal", "plain", "device", "shape", "strides",
                  "rows_shape", "rows_strides", "rows_dtype", "free")
 
-    def __init__(self, plan: _operation.Plan, made: Optional[Tensor], rstd: Optional[Tensor]) -> None:
+    def __init__(self, plan: _operation.Plan, made: Optional[Tensor],
+                 rstd: Optional[Tensor]) -> None:
         """made: one of the outputs of x's shape; all have its strides."""
         self.plan = plan
         function: Any = plan.function

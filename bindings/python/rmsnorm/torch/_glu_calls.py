@@ -70,7 +70,8 @@ def backward(dy: Tensor, gate: Tensor, up: Tensor, activation: int, wants_dgate:
             dy, gate, up = _calls._resolved(dy, gate, up)
             return backward(dy, gate, up, activation, wants_dgate, wants_dup, out)
         if out is None and _calls._mixes_float64(dy, gate, up):
-            made = backward(*_calls._double(dy, gate, up), activation, wants_dgate, wants_dup)
+            wide_dy, wide_gate, wide_up = _calls._double(dy, gate, up)
+            made = backward(wide_dy, wide_gate, wide_up, activation, wants_dgate, wants_dup)
             return (None if made[0] is None else made[0].to(gate.dtype),
                     None if made[1] is None else made[1].to(up.dtype))
     dgate, dup = out or (None, None)

@@ -132,8 +132,8 @@ def _add_forward_fake(x: Tensor, residual: Tensor, weight: Optional[Tensor], eps
 @kernel("add_forward_")
 def _add_forward_in_place(x: Tensor, residual: Tensor, weight: Optional[Tensor], eps: float,
                           weight_offset: float = 0.0, rounding: str = "once") -> None:
-    _calls.add_forward(x, residual, weight, eps, weight_offset, _norm.rounding_code(rounding), x.dtype,
-                       in_place=True)
+    _calls.add_forward(x, residual, weight, eps, weight_offset, _norm.rounding_code(rounding),
+                       x.dtype, in_place=True)
 
 
 @fake("add_forward_")
@@ -150,7 +150,7 @@ def _backward(dy: Tensor, h: Tensor, weight: Optional[Tensor], rstd: Tensor, dh:
               eps: float, weight_offset: float = 0.0, *, dx: Dtype, dresidual: Dtype,
               dweight: bool) -> List[Tensor]:
     return or_empty(h, _calls.backward(dy, h, weight, rstd, dh, eps, weight_offset, dx, dresidual,
-                                        dweight))
+                                       dweight))
 
 
 @fake("backward")

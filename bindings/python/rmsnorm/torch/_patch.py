@@ -1,8 +1,8 @@
 """patch(model): a model's RMSNorm modules, and if wished its gated MLPs, compute with librmsnorm;
 unpatch(model): no longer.
 
-A module is recognised by its class's name and its structure. A norm's ends with RMSNorm, and its one
-parameter is weight, beside an eps; an MLP's ends with MLP, and it has gate_proj, up_proj and
+A module is recognised by its class's name and its structure. A norm's ends with RMSNorm, and its
+one parameter is weight, beside an eps; an MLP's ends with MLP, and it has gate_proj, up_proj and
 down_proj. What it computes (where it rounds, what is added to weight, what dtype comes out, which
 activation it has) is then seen from what it does: on a few random rows on the CPU its own forward
 has to give what one of _SEMANTICS or ACTIVATIONS gives, else it is left alone.

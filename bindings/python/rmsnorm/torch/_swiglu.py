@@ -4,8 +4,8 @@ operator with a backward of its own:
     torch.ops.rmsnorm.glu_linear            linear(act(gate) * up, weight, bias), packed = gate | up
     torch.ops.rmsnorm.glu_linear_backward   dpacked, dweight, dbias; what was not asked for is empty
 
-What is saved for backward is packed, the first matmul's output. The activation is computed again for
-weight's gradient, in the buffer that dpacked then takes, so that backward needs no other memory.
+What is saved for backward is packed, the first matmul's output. The activation is computed again
+for weight's gradient, in the buffer that dpacked then takes, and no other memory is needed.
 """
 from typing import Any, Dict, List, Optional, Tuple
 
