@@ -140,3 +140,7 @@ def _scalars(eps: Any, weight_offset: Any, rounding: int, flags: int) -> _operat
 
 def rounding_code(name: str) -> int:
     return _operation.choice("rounding", name, ROUNDINGS)
+
+
+def rounding_name(code: int) -> str:
+    return next(name for name, each in ROUNDINGS.items() if each == code)

@@ -14,6 +14,8 @@ from . import _calls, _definition, _watch
 
 Grad = Optional[Tensor]
 
+_grad_enabled = torch.is_grad_enabled
+
 
 def save(ctx: Any, x: Tensor, weight: Optional[Tensor], rstd: Tensor, eps: float,
          weight_offset: float, rounding: str) -> None:
@@ -96,17 +98,33 @@ def _of_definition(dy: Tensor, x: Tensor, weight: Optional[Tensor], eps: float,
 class _Norm(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Optional[Tensor],  # type: ignore[override]
-                eps: float, weight_offset: float, rounding: str, dtype: torch.dtype) -> Tensor:
-        y, rstd = _calls.forward(x, weight, eps, weight_offset, _norm.ROUNDINGS[rounding], dtype,
-                                 None, True)
+                plan: _calls._Plan) -> Tensor:
+        y, rstd = _calls.run_forward(plan, x, weight, None, True)
         ctx.save_for_backward(x, weight, rstd)
-        ctx.scalars = eps, weight_offset, rounding
-        ctx.set_materialize_grads(False)
+        ctx.plan = plan
         return y
 
     @staticmethod
-    def backward(ctx: Any, dy: Grad) -> Any:  # type: ignore[override]
-        return (*gradients(ctx, dy), None, None, None, None)
+    def backward(ctx: Any, dy: Tensor) -> Any:  # type: ignore[override]
+        plan = ctx.plan
+        if _grad_enabled() or not _watch.direct(dy):
+            eps, weight_offset, code, _ = plan.scalars
+            ctx.scalars = eps, weight_offset, _norm.rounding_name(code)
+            return (*gradients(ctx, dy), None)
+        x, weight, rstd = ctx.saved_tensors
+        wants = ctx.needs_input_grad
+        dx, dweight = _calls.backward_of(plan, dy, x, weight, rstd, wants[0], wants[1])
+        return dx, dweight, None
+
+
+def norm(x: Tensor, weight: Optional[Tensor], eps: float, weight_offset: float, rounding: str,
+         dtype: torch.dtype) -> Tensor:
+    plan = _calls.forward_plan(x, weight, eps, weight_offset, _norm.ROUNDINGS[rounding], dtype,
+                               None, True)
+    if plan is None:
+        return torch.ops.rmsnorm.forward.default(x, weight, eps, weight_offset, rounding,
+                                                 dtype=dtype)[0]
+    return _apply_norm(x, weight, plan)
 
 
 class _AddNorm(torch.autograd.Function):
@@ -126,5 +144,5 @@ class _AddNorm(torch.autograd.Function):
 
 
 # Function.apply looks for functorch first: the direct path has done so.
-norm = super(torch.autograd.Function, _Norm).apply  # type: ignore[misc]
+_apply_norm = super(torch.autograd.Function, _Norm).apply  # type: ignore[misc]
 add_norm = super(torch.autograd.Function, _AddNorm).apply  # type: ignore[misc]

@@ -34,7 +34,7 @@ def forward(gate: Tensor, up: Tensor, activation: int, dtype: torch.dtype,
     given: List[Optional[Tensor]] = [gate, up, y]
     if found is None:
         found = _calls._make(_glu.FORWARD, key, given, (activation, 0), y)
-    _calls._run(_glu.FORWARD, found, given, gate)
+    _calls._run(found, given)
     return y
 
 
@@ -84,5 +84,5 @@ def backward(dy: Tensor, gate: Tensor, up: Tensor, activation: int, wants_dgate:
     if found is None:
         found = _calls._make(_glu.BACKWARD, key, given, (activation, 0),
                              dup if dgate is None else dgate)
-    _calls._run(_glu.BACKWARD, found, given, gate)
+    _calls._run(found, given)
     return dgate, dup
