@@ -6,6 +6,7 @@ is profiled), and in backward from the number that autograd gives to a forward o
 backward. What belongs to no such part is told by its name.
 """
 import re
+import time
 from typing import Any, Callable, Dict, Iterator, List, Tuple
 
 import parts
@@ -38,23 +39,19 @@ def of(step: Callable[[], None], network: nn.Module, device: torch.device) -> Di
     activities = [ProfilerActivity.CPU]
     if device.type == "cuda":
         activities.append(ProfilerActivity.CUDA)
+    step()  # the optimizer's state, lazy loading: not again
+    whole = _milliseconds(step, device)
     hooks = list(_ranges(network))
-    step()
     with profile(activities=activities) as seen:
-        for _ in range(STEPS):
-            step()
-        if device.type == "cuda":
-            torch.cuda.synchronize()
+        _milliseconds(step, device)
     for hook in hooks:
         hook.remove()
     events = list(seen.events())
     parts_by_number = _numbers(events)
     groups: Dict[str, float] = {}
-    first, last = float("inf"), 0.0
     for event in events:
         if event.device_type != torch.autograd.DeviceType.CPU:
             continue
-        first, last = min(first, event.time_range.start), max(last, event.time_range.end)
         if device.type == "cuda":
             for kernel in event.kernels:
                 group = _part(event, parts_by_number) or _by_name(kernel.name, event.name)
@@ -64,11 +61,21 @@ def of(step: Callable[[], None], network: nn.Module, device: torch.device) -> Di
             groups[group] = groups.get(group, 0.0) + event.self_cpu_time_total
     found = {name: taken / STEPS / 1e3 for name, taken in
              sorted(groups.items(), key=lambda item: -item[1])}
-    whole = (last - first) / STEPS / 1e3
     if device.type == "cuda":
         found[IDLE] = max(0.0, whole - sum(found.values()))
     found["step"] = whole
     return found
+
+
+def _milliseconds(step: Callable[[], None], device: torch.device) -> float:
+    """Of one of STEPS steps."""
+    wait = torch.cuda.synchronize if device.type == "cuda" else (lambda: None)
+    wait()
+    start = time.perf_counter()
+    for _ in range(STEPS):
+        step()
+    wait()
+    return (time.perf_counter() - start) / STEPS * 1e3
 
 
 def _ranges(network: nn.Module) -> Iterator[Any]:
@@ -99,14 +106,11 @@ def _is_norm(module: nn.Module) -> bool:
 
 
 def _numbers(events: List[FunctionEvent]) -> Dict[int, str]:
-    """Which part the forward operators are of, by their numbers."""
-    found = {}
-    for event in events:
-        if event.sequence_nr >= 0 and not _is_backward(event):
-            part = _enclosing(event)
-            if part:
-                found[event.sequence_nr] = part
-    return found
+    """Which part the forward operators are of, by their numbers. One without a gradient shows the
+    number that the next one will have: the last to show it is the one that has it."""
+    forward = sorted((event for event in events if event.sequence_nr >= 0
+                      and not _is_backward(event)), key=lambda event: event.time_range.start)
+    return {event.sequence_nr: _enclosing(event) for event in forward}
 
 
 def _is_backward(event: FunctionEvent) -> bool:
@@ -127,7 +131,7 @@ def _part(event: FunctionEvent, numbers: Dict[int, str]) -> str:
     while not part and event is not None:
         if _is_backward(event):
             part = numbers.get(event.sequence_nr, "")
-        if not part and re.search("Norm|SiLUMul|SiluMul", event.name):  # an autograd.Function's
+        if not part and re.search("Norm|SiLUMul|_Gated", event.name):  # an autograd.Function's
             part = "norm" if "Norm" in event.name else "activation"
         if event.name.startswith("Optimizer."):
             return "optimizer"

@@ -40,8 +40,9 @@ _Call = ctypes.CFUNCTYPE(ctypes.c_int32, ctypes.c_void_p, ctypes.c_void_p, ctype
 class _Plan:
     """A call's plan, with the layout of the outputs to be made."""
 
-    __slots__ = ("operation", "scalars", "dtype", "plan", "call", "handle", "ordinal", "copies",
-                 "workspace_size", "device", "shape", "strides", "rows_shape", "rows_strides", "rows_dtype", "same", "backward", "free")
+    __slots__ = ("operation", "scalars", "plan", "call", "handle", "ordinal", "copies",
+                 "workspace_size", "device", "shape", "strides", "dtype", "same", "rows_shape",
+                 "rows_strides", "rows_dtype", "backward", "free")
 
     def __init__(self, operation: _operation.Operation, scalars: _operation.Scalars,
                  plan: _operation.Plan, main: Tensor, made: Optional[Tensor],
