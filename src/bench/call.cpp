@@ -8,29 +8,35 @@
 namespace bench {
 namespace {
 
-constexpr auto kAbsent = Role::kAbsent;
-constexpr auto kIn = Role::kInput;
-constexpr auto kOut = Role::kOutput;
-
-#define F(name) offsetof(rmsnorm_forward_params_t, name)
-#define B(name) offsetof(rmsnorm_backward_params_t, name)
+#define IN(function, name) \
+  { Role::kInput, offsetof(rmsnorm_##function##_params_t, name) }
+#define OUT(function, name) \
+  { Role::kOutput, offsetof(rmsnorm_##function##_params_t, name) }
+#define NOT \
+  { Role::kAbsent, 0 }
+// Uses in the order of Function.
 const SlotInfo kInfo[kSlots] = {
-    {"x", Extent::kElements, kIn, kIn, F(x), B(x)},
-    {"residual", Extent::kElements, kIn, kAbsent, F(residual), 0},
-    {"weight", Extent::kVector, kIn, kIn, F(weight), B(weight)},
-    {"bias", Extent::kVector, kIn, kAbsent, F(bias), 0},
-    {"y", Extent::kElements, kOut, kAbsent, F(y), 0},
-    {"residual_out", Extent::kElements, kOut, kAbsent, F(residual_out), 0},
-    {"rstd", Extent::kRows, kOut, kIn, F(rstd), B(rstd)},
-    {"dy", Extent::kElements, kAbsent, kIn, 0, B(dy)},
-    {"dresidual_out", Extent::kElements, kAbsent, kIn, 0, B(dresidual_out)},
-    {"dx", Extent::kElements, kAbsent, kOut, 0, B(dx)},
-    {"dresidual", Extent::kElements, kAbsent, kOut, 0, B(dresidual)},
-    {"dweight", Extent::kVector, kAbsent, kOut, 0, B(dweight)},
-    {"dbias", Extent::kVector, kAbsent, kOut, 0, B(dbias)},
+    {"x", Extent::kElements, {IN(forward, x), IN(backward, x), NOT, NOT}},
+    {"residual", Extent::kElements, {IN(forward, residual), NOT, NOT, NOT}},
+    {"weight", Extent::kVector, {IN(forward, weight), IN(backward, weight), NOT, NOT}},
+    {"bias", Extent::kVector, {IN(forward, bias), NOT, NOT, NOT}},
+    {"y", Extent::kElements, {OUT(forward, y), NOT, OUT(glu_forward, y), NOT}},
+    {"residual_out", Extent::kElements, {OUT(forward, residual_out), NOT, NOT, NOT}},
+    {"rstd", Extent::kRows, {OUT(forward, rstd), IN(backward, rstd), NOT, NOT}},
+    {"dy", Extent::kElements, {NOT, IN(backward, dy), NOT, IN(glu_backward, dy)}},
+    {"dresidual_out", Extent::kElements, {NOT, IN(backward, dresidual_out), NOT, NOT}},
+    {"dx", Extent::kElements, {NOT, OUT(backward, dx), NOT, NOT}},
+    {"dresidual", Extent::kElements, {NOT, OUT(backward, dresidual), NOT, NOT}},
+    {"dweight", Extent::kVector, {NOT, OUT(backward, dweight), NOT, NOT}},
+    {"dbias", Extent::kVector, {NOT, OUT(backward, dbias), NOT, NOT}},
+    {"gate", Extent::kElements, {NOT, NOT, IN(glu_forward, gate), IN(glu_backward, gate)}},
+    {"up", Extent::kElements, {NOT, NOT, IN(glu_forward, up), IN(glu_backward, up)}},
+    {"dgate", Extent::kElements, {NOT, NOT, NOT, OUT(glu_backward, dgate)}},
+    {"dup", Extent::kElements, {NOT, NOT, NOT, OUT(glu_backward, dup)}},
 };
-#undef F
-#undef B
+#undef IN
+#undef OUT
+#undef NOT
 
 constexpr struct {
   const char *name;
@@ -45,14 +51,37 @@ void set_head(const Call &call, Of *params) {
   params->rows = call.rows;
   params->groups = call.groups;
   params->cols = call.cols;
+  if (call.overlap) params->flags |= RMSNORM_FLAG_OVERLAP;
+}
+
+template <class Of>
+void set_norm(const Call &call, Of *params) {
+  set_head(call, params);
   params->eps = call.eps;
   params->weight_offset = call.weight_offset;
-  if (call.overlap) params->flags |= RMSNORM_FLAG_OVERLAP;
+}
+
+template <class Of>
+void set_glu(const Call &call, Of *params) {
+  set_head(call, params);
+  params->activation = call.activation;
 }
 
 }  // namespace
 
+const char *function_name(Function function) {
+  constexpr const char *kNames[] = {"forward", "backward", "glu_forward", "glu_backward"};
+  return kNames[static_cast<int>(function)];
+}
+
 const SlotInfo &info(Slot slot) { return kInfo[slot]; }
+
+rmsnorm_activation_t find_activation(const std::string &name) {
+  for (const rmsnorm_activation_t known :
+       {RMSNORM_ACTIVATION_SILU, RMSNORM_ACTIVATION_GELU_TANH, RMSNORM_ACTIVATION_GELU_ERF})
+    if (name == rmsnorm::activation_name(known)) return known;
+  return -1;
+}
 
 const char *dtype_name(rmsnorm_dtype_t dtype) {
   for (const auto &known : kDtypeNames)
@@ -70,12 +99,16 @@ rmsnorm_dtype_t find_dtype(const std::string &name) {
 // ---- Call ---------------------------------------------------------------------------------------
 
 const char *Call::op() const {
-  if (backward) return "backward";
-  return has(kResidual) && has(kResidualOut) ? "add" : "forward";
+  switch (function) {
+    case Function::kBackward: return "backward";
+    case Function::kGluForward: return "glu-forward";
+    case Function::kGluBackward: return "glu-backward";
+    default: return has(kResidual) && has(kResidualOut) ? "add" : "forward";
+  }
 }
 
 std::string Call::dtype() const {
-  std::string text = dtype_name(tensors[kX].dtype);
+  std::string text = dtype_name(tensors[lead()].dtype);
   if (has(kWeight) && tensors[kWeight].dtype != tensors[kX].dtype)
     text += std::string("/") + dtype_name(tensors[kWeight].dtype);
   return text;
@@ -83,8 +116,9 @@ std::string Call::dtype() const {
 
 std::string Call::describe() const {
   const std::string middle = groups > 1 ? print("%lldx", static_cast<long long>(groups)) : "";
-  return print("%s %s %lldx%s%lld", op(), dtype().c_str(), static_cast<long long>(rows),
-               middle.c_str(), static_cast<long long>(cols));
+  const std::string gated = is_glu() ? print(" %s", rmsnorm::activation_name(activation)) : "";
+  return print("%s%s %s %lldx%s%lld", op(), gated.c_str(), dtype().c_str(),
+               static_cast<long long>(rows), middle.c_str(), static_cast<long long>(cols));
 }
 
 int64_t Call::groups_of(Slot slot) const {
@@ -109,9 +143,11 @@ double Call::bytes_moved() const {
 
 // ---- Params -------------------------------------------------------------------------------------
 
-Params::Params(const Call &call) : is_backward_(call.backward) {
-  set_head(call, &forward_);
-  set_head(call, &backward_);
+Params::Params(const Call &call) : function_(call.function) {
+  set_norm(call, &forward_);
+  set_norm(call, &backward_);
+  set_glu(call, &glu_forward_);
+  set_glu(call, &glu_backward_);
   if (call.llama) forward_.rounding = RMSNORM_ROUNDING_LLAMA;
   if (call.accumulate) backward_.flags |= RMSNORM_FLAG_ACCUMULATE;
   for (int slot = 0; slot < kSlots; ++slot) {
@@ -124,8 +160,11 @@ Params::Params(const Call &call) : is_backward_(call.backward) {
 }
 
 char *Params::place(Slot slot) {
-  if (is_backward_) return reinterpret_cast<char *>(&backward_) + kInfo[slot].backward_offset;
-  return reinterpret_cast<char *>(&forward_) + kInfo[slot].forward_offset;
+  char *const all[] = {reinterpret_cast<char *>(&forward_), reinterpret_cast<char *>(&backward_),
+                       reinterpret_cast<char *>(&glu_forward_),
+                       reinterpret_cast<char *>(&glu_backward_)};
+  const int index = static_cast<int>(function_);
+  return all[index] + kInfo[slot].uses[index].offset;
 }
 
 void Params::set_data(Slot slot, void *data) {
@@ -134,20 +173,42 @@ void Params::set_data(Slot slot, void *data) {
 
 rmsnorm_status_t Params::run(const rmsnorm_context_t *context, void *workspace, size_t size,
                              void *stream) const {
-  return is_backward_ ? rmsnorm_backward(context, &backward_, workspace, size, stream)
-                      : rmsnorm_forward(context, &forward_, workspace, size, stream);
+  switch (function_) {
+    case Function::kForward: return rmsnorm_forward(context, &forward_, workspace, size, stream);
+    case Function::kBackward: return rmsnorm_backward(context, &backward_, workspace, size, stream);
+    case Function::kGluForward:
+      return rmsnorm_glu_forward(context, &glu_forward_, workspace, size, stream);
+    default: return rmsnorm_glu_backward(context, &glu_backward_, workspace, size, stream);
+  }
 }
 
 rmsnorm_status_t Params::workspace_size(const rmsnorm_context_t *context, size_t *size) const {
-  return is_backward_ ? rmsnorm_backward_workspace_size(context, &backward_, size)
-                      : rmsnorm_forward_workspace_size(context, &forward_, size);
+  switch (function_) {
+    case Function::kForward: return rmsnorm_forward_workspace_size(context, &forward_, size);
+    case Function::kBackward: return rmsnorm_backward_workspace_size(context, &backward_, size);
+    case Function::kGluForward:
+      return rmsnorm_glu_forward_workspace_size(context, &glu_forward_, size);
+    default: return rmsnorm_glu_backward_workspace_size(context, &glu_backward_, size);
+  }
 }
 
 rmsnorm_status_t Params::kernel_name(const rmsnorm_context_t *context, std::string *name) const {
   char text[RMSNORM_KERNEL_NAME_SIZE] = "";
-  const rmsnorm_status_t status =
-      is_backward_ ? rmsnorm_backward_kernel_name(context, &backward_, text, sizeof text)
-                   : rmsnorm_forward_kernel_name(context, &forward_, text, sizeof text);
+  rmsnorm_status_t status = RMSNORM_SUCCESS;
+  switch (function_) {
+    case Function::kForward:
+      status = rmsnorm_forward_kernel_name(context, &forward_, text, sizeof text);
+      break;
+    case Function::kBackward:
+      status = rmsnorm_backward_kernel_name(context, &backward_, text, sizeof text);
+      break;
+    case Function::kGluForward:
+      status = rmsnorm_glu_forward_kernel_name(context, &glu_forward_, text, sizeof text);
+      break;
+    case Function::kGluBackward:
+      status = rmsnorm_glu_backward_kernel_name(context, &glu_backward_, text, sizeof text);
+      break;
+  }
   *name = text;
   return status;
 }

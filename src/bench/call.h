@@ -29,17 +29,28 @@ enum Slot {
   kDresidual,
   kDweight,
   kDbias,
+  kGate,
+  kUp,
+  kDgate,
+  kDup,
   kSlots,
   kNone = -1
 };
 
 enum class Role { kAbsent, kInput, kOutput };
 
+// The library's functions. As words: those of the log's lines.
+enum class Function { kForward, kBackward, kGluForward, kGluBackward };
+constexpr int kFunctions = 4;
+const char *function_name(Function function);  // "glu_forward"
+
 struct SlotInfo {
   const char *name;  // as in rmsnorm.h and in log lines
   Extent extent;
-  Role forward, backward;
-  size_t forward_offset, backward_offset;  // in the params
+  struct Use {
+    Role role;
+    size_t offset;  // in the params
+  } uses[kFunctions];
 };
 const SlotInfo &info(Slot slot);
 
@@ -52,19 +63,26 @@ struct TensorSpec {
 };
 
 struct Call {
-  bool backward = false;
+  Function function = Function::kForward;
   int64_t rows = 0, groups = 1, cols = 0;
   double eps = 0, weight_offset = 0;
   bool overlap = false, llama = false, accumulate = false;
+  rmsnorm_activation_t activation = RMSNORM_ACTIVATION_SILU;
   TensorSpec tensors[kSlots];
   std::string origin;  // the argument that asked for it, for errors
 
   const TensorSpec &operator[](Slot slot) const { return tensors[slot]; }
   TensorSpec &operator[](Slot slot) { return tensors[slot]; }
   bool has(Slot slot) const { return tensors[slot].present(); }
-  Role role(Slot slot) const { return backward ? info(slot).backward : info(slot).forward; }
+  bool is_glu() const {
+    return function == Function::kGluForward || function == Function::kGluBackward;
+  }
+  Slot lead() const { return is_glu() ? kGate : kX; }  // whose dtype and bytes speak for all
+  Role role(Slot slot) const { return info(slot).uses[static_cast<int>(function)].role; }
   bool writes(Slot slot) const { return has(slot) && role(slot) == Role::kOutput; }
-  const char *op() const;  // "forward", "add" (forward with residual and residual_out), "backward"
+  // "forward", "add" (forward with residual and residual_out), "backward", "glu-forward",
+  // "glu-backward"
+  const char *op() const;
   std::string dtype() const;     // x's; with the weight's where that is another: "bf16/f32"
   std::string describe() const;  // "add bf16 4096x1024"
 
@@ -90,10 +108,15 @@ class Params {
 
  private:
   char *place(Slot slot);
-  bool is_backward_;
+  Function function_;
   rmsnorm_forward_params_t forward_ = RMSNORM_FORWARD_PARAMS_INIT;
   rmsnorm_backward_params_t backward_ = RMSNORM_BACKWARD_PARAMS_INIT;
+  rmsnorm_glu_forward_params_t glu_forward_ = RMSNORM_GLU_FORWARD_PARAMS_INIT;
+  rmsnorm_glu_backward_params_t glu_backward_ = RMSNORM_GLU_BACKWARD_PARAMS_INIT;
 };
+
+// Names as in log lines: "gelu_tanh"; -1: there is no such activation.
+rmsnorm_activation_t find_activation(const std::string &name);
 
 const char *dtype_name(rmsnorm_dtype_t dtype);        // "bf16", "f32"
 rmsnorm_dtype_t find_dtype(const std::string &name);  // also "fp32"; NONE: there is no such dtype

@@ -9,6 +9,7 @@
 #include <thread>
 
 #include "bench/judge.h"
+#include "reference/glu.h"
 #include "reference/reference.h"
 
 namespace bench {
@@ -131,11 +132,14 @@ std::vector<Judge> on_threads(const std::vector<Judge> &fresh, int64_t count, Bo
   return merged;
 }
 
-template <class Problem>
-void set_scalars(const Call &call, int64_t rows, Problem *problem) {
+void set_shape(const Call &call, int64_t rows, rmsnorm::Problem *problem) {
   problem->rows = rows;
   problem->groups = 1;
   problem->cols = call.cols;
+}
+
+void set_scalars(const Call &call, int64_t rows, rmsnorm::NormProblem *problem) {
+  set_shape(call, rows, problem);
   problem->eps = call.eps;
   problem->weight_offset = call.weight_offset;
 }
@@ -242,6 +246,56 @@ std::vector<Judge> judge_sums(const Checked &c) {
                     });
 }
 
+std::vector<Judge> judge_glu_forward(const Checked &c) {
+  rmsnorm::GluForwardProblem problem;
+  set_shape(c.call, static_cast<int64_t>(c.tasks.size()), &problem);
+  problem.activation = c.call.activation;
+  problem.gate = c.before.view(c.call, kGate);
+  problem.up = c.before.view(c.call, kUp);
+  return on_threads(judges_of(c.call, {kY}, c.cuda), problem.rows,
+                    [&](std::vector<Judge> *judges, int64_t index) {
+                      const Task &task = c.tasks[static_cast<size_t>(index)];
+                      const std::vector<Exact> exact =
+                          rmsnorm::reference::glu_forward_row(problem, index, task.group);
+                      for (int64_t col = 0; col < c.call.cols; ++col)
+                        judges->front().compare(c.after.element(c.call, kY, index, col),
+                                                exact[static_cast<size_t>(col)], 0, task.row,
+                                                task.group, col);
+                    });
+}
+
+std::vector<Judge> judge_glu_backward(const Checked &c) {
+  rmsnorm::GluBackwardProblem problem;
+  set_shape(c.call, static_cast<int64_t>(c.tasks.size()), &problem);
+  problem.activation = c.call.activation;
+  problem.dy = c.before.view(c.call, kDy);
+  problem.gate = c.before.view(c.call, kGate);
+  problem.up = c.before.view(c.call, kUp);
+  return on_threads(judges_of(c.call, {kDgate, kDup}, c.cuda), problem.rows,
+                    [&](std::vector<Judge> *judges, int64_t index) {
+                      const Task &task = c.tasks[static_cast<size_t>(index)];
+                      const std::vector<rmsnorm::reference::GluGradients> exact =
+                          rmsnorm::reference::glu_backward_row(problem, index, task.group);
+                      for (Judge &judge : *judges)
+                        for (int64_t col = 0; col < c.call.cols; ++col) {
+                          const rmsnorm::reference::GluGradients &of =
+                              exact[static_cast<size_t>(col)];
+                          judge.compare(c.after.element(c.call, judge.output, index, col),
+                                        judge.output == kDgate ? of.dgate : of.dup, of.magnitude,
+                                        task.row, task.group, col);
+                        }
+                    });
+}
+
+std::vector<Judge> judge_rows(const Checked &c) {
+  switch (c.call.function) {
+    case Function::kForward: return judge_forward(c);
+    case Function::kBackward: return judge_dx(c);
+    case Function::kGluForward: return judge_glu_forward(c);
+    default: return judge_glu_backward(c);
+  }
+}
+
 // Runs the call and adds to `found` what was seen of all tasks, or of some.
 void check_call(Device &device, bool cuda, const rmsnorm_context_t *context, const Call &call,
                 const BufferSet &set, const Workspace &workspace, bool all, Verdict *found) {
@@ -258,8 +312,8 @@ void check_call(Device &device, bool cuda, const rmsnorm_context_t *context, con
 
   if (found->rows == 0) found->rows = static_cast<int64_t>(tasks.size());
   const Checked checked = {call, tasks, before, after, cuda};
-  std::vector<Judge> judges = call.backward ? judge_dx(checked) : judge_forward(checked);
-  if (call.backward && all)
+  std::vector<Judge> judges = judge_rows(checked);
+  if (call.function == Function::kBackward && all)
     for (const Judge &judge : judge_sums(checked)) judges.push_back(judge);
   for (const Judge &judge : judges) {
     found->add({info(judge.output).name, judge.ulps, judge.share});

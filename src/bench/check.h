@@ -1,4 +1,4 @@
-// Compares what a call leaves with the fp64 reference, by the bounds of rmsnorm.h, 'Numerics'.
+// Compares what a call leaves with the fp64 reference, by the bounds of rmsnorm.h.
 #pragma once
 
 #include <string>

@@ -12,7 +12,8 @@ usage: rmsnorm-bench [options]
 
 What is run: every op with every dtype on every shape.
   -o, --op LIST          forward, add (forward with residual and residual_out), backward (dx and
-                         dweight), or all                                          [all]
+                         dweight), glu-forward, glu-backward, or all               [all]
+      --activation LIST  of the gated ones: silu, gelu_tanh, gelu_erf, or all      [silu]
   -d, --dtype LIST       f32, f16, bf16, f64, or all                               [f32]
       --weight-dtype D   of weight and dweight                                     [as x]
       --shapes LIST      ROWSxCOLS,...; in place of the next four:
@@ -48,8 +49,10 @@ How:
 A pass is one call on each buffer set (with --sets, again and again up to 40 calls); its time is
 divided by them. Three medians are taken, in turn with the ceiling's, and the best counts.
 GB/s are those of rows x cols tensors, each read or written once. The ceiling of forward reads x and
-writes y, of backward reads x and dy and writes dx; add's is two launches of forward's. The CPU's is
-the best of several copies: memcpy, wide vectors, streaming stores.
+writes y, of backward reads x and dy and writes dx; add's is two launches of forward's. That of
+glu-forward reads gate and up and writes y; glu-backward's is two launches, which read dy and gate
+and write dgate, and read up and write dup. The CPU's is the best of several copies: memcpy, wide
+vectors, streaming stores.
 
 Environment: RMSNORM_LOG=1, or a file's path, writes each distinct call's log line there (1: to
 stderr), for --replay. Exit code: 0; 1: an error beyond the header's bound; 2: a bad argument,

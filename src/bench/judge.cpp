@@ -14,7 +14,22 @@ bool is_half(rmsnorm_dtype_t dtype) {
 
 }  // namespace
 
+Bound glu_bound_of(const Call &call, Slot output, bool cuda) {
+  const rmsnorm_dtype_t dtype = call[output].dtype;
+  const bool fp64 = dtype == RMSNORM_DTYPE_F64;
+  Bound bound;
+  bound.ulps = fp64 ? 2 : 0.501;
+  if (cuda)
+    bound.ulps = fp64                                         ? 8
+                 : is_half(dtype)                             ? 0.51
+                 : call.activation == RMSNORM_ACTIVATION_SILU ? 2
+                                                              : 4;
+  if (output == kDgate) bound.factor = std::ldexp(1, fp64 ? -48 : cuda ? -20 : -40);
+  return bound;
+}
+
 Bound bound_of(const Call &call, Slot output, bool cuda) {
+  if (call.is_glu()) return glu_bound_of(call, output, cuda);
   const rmsnorm_dtype_t dtype = call[output].dtype;
   const bool fp64 = dtype == RMSNORM_DTYPE_F64;
   const auto power = [&](int cpu, int gpu) { return std::ldexp(1, cuda && !fp64 ? gpu : cpu); };

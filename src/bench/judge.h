@@ -1,4 +1,5 @@
-// The bounds of rmsnorm.h, 'Numerics', and the largest errors seen beside them.
+// The bounds of rmsnorm.h, 'Numerics' and 'Gated activations', and the largest errors seen beside
+// them.
 #pragma once
 
 #include <string>

@@ -122,8 +122,19 @@ std::vector<Move> BufferSet::moves(const Call &call) const {
     return {block(root(slot)), bytes};
   };
   Move move;
-  move.sink = block(root(kX));
-  if (call.backward) {
+  move.sink = block(root(call.lead()));
+  if (call.function == Function::kGluForward) {
+    move.in[0] = span(kGate), move.in[1] = span(kUp), move.out[0] = span(kY);
+    return {move};
+  }
+  if (call.function == Function::kGluBackward) {  // two launches: of forward's, and a copy
+    Move copy;
+    copy.sink = move.sink;
+    move.in[0] = span(kDy), move.in[1] = span(kGate), move.out[0] = span(kDgate);
+    copy.in[0] = span(kUp), copy.out[0] = span(kDup);
+    return {move, copy};
+  }
+  if (call.function == Function::kBackward) {
     move.in[0] = span(kX), move.in[1] = span(kDy), move.in[2] = span(kDresidualOut);
     move.out[0] = span(kDx), move.out[1] = span(kDresidual);
     return {move};
@@ -140,12 +151,12 @@ std::vector<Move> BufferSet::moves(const Call &call) const {
 }
 
 int64_t wanted_sets(const Call &call, int64_t cache_bytes) {
-  const int64_t bytes = std::max<int64_t>(1, call.bytes_of(kX));
+  const int64_t bytes = std::max<int64_t>(1, call.bytes_of(call.lead()));
   return std::max<int64_t>(2, std::min<int64_t>(40, (2 * cache_bytes + bytes - 1) / bytes));
 }
 
 int64_t least_sets(const Call &call, int64_t cache_bytes) {
-  return call.bytes_of(kX) >= 2 * cache_bytes ? 1 : wanted_sets(call, cache_bytes);
+  return call.bytes_of(call.lead()) >= 2 * cache_bytes ? 1 : wanted_sets(call, cache_bytes);
 }
 
 }  // namespace bench

@@ -39,8 +39,8 @@ class BufferSet {
   Params params_;
 };
 
-// At least 2, at most 40, and together an x of twice the cache. Where memory has not so many, one
-// will do (the least) if its x alone is that large.
+// At least 2, at most 40, and together an x (or gate) of twice the cache. Where memory has not so
+// many, one will do (the least) if its x alone is that large.
 int64_t wanted_sets(const Call &call, int64_t cache_bytes);
 int64_t least_sets(const Call &call, int64_t cache_bytes);
 

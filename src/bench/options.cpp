@@ -20,6 +20,7 @@ constexpr int kMostPasses = 1000000;
 
 enum LongOnly {
   kWeightDtype = 256,
+  kActivation,
   kShapes,
   kCols,
   kGroups,
@@ -35,6 +36,7 @@ enum LongOnly {
 
 const option kFlags[] = {{"op", required_argument, nullptr, 'o'},
                          {"dtype", required_argument, nullptr, 'd'},
+                         {"activation", required_argument, nullptr, kActivation},
                          {"weight-dtype", required_argument, nullptr, kWeightDtype},
                          {"shapes", required_argument, nullptr, kShapes},
                          {"minbytes", required_argument, nullptr, 'b'},
@@ -103,17 +105,33 @@ std::vector<rmsnorm_dtype_t> read_dtypes(const std::string &argument, const std:
 }
 
 std::vector<Op> read_ops(const std::string &argument, const std::string &text) {
-  if (text == "all") return {Op::kForward, Op::kAdd, Op::kBackward};
+  if (text == "all") return kAllOps;
   std::vector<Op> ops;
   for (const std::string &word : split(text, ',')) {
     if (word == "forward") ops.push_back(Op::kForward);
     else if (word == "add") ops.push_back(Op::kAdd);
     else if (word == "backward") ops.push_back(Op::kBackward);
+    else if (word == "glu-forward") ops.push_back(Op::kGluForward);
+    else if (word == "glu-backward") ops.push_back(Op::kGluBackward);
     else
-      fail(kBadInput, "%s %s: there are forward, add, backward and all", argument.c_str(),
-           word.c_str());
+      fail(kBadInput, "%s %s: there are forward, add, backward, glu-forward, glu-backward and all",
+           argument.c_str(), word.c_str());
   }
   return ops;
+}
+
+std::vector<rmsnorm_activation_t> read_activations(const std::string &argument,
+                                                   const std::string &text) {
+  if (text == "all")
+    return {RMSNORM_ACTIVATION_SILU, RMSNORM_ACTIVATION_GELU_TANH, RMSNORM_ACTIVATION_GELU_ERF};
+  std::vector<rmsnorm_activation_t> activations;
+  for (const std::string &word : split(text, ',')) {
+    activations.push_back(find_activation(word));
+    if (activations.back() < 0)
+      fail(kBadInput, "%s %s: there are silu, gelu_tanh, gelu_erf and all", argument.c_str(),
+           word.c_str());
+  }
+  return activations;
 }
 
 std::vector<Shape> read_shapes(const std::string &argument, const std::string &text) {
@@ -134,6 +152,7 @@ void read_flag(int flag, const std::string &value, Options *options) {
   switch (flag) {
     case 'o': options->ops = read_ops(name, value); break;
     case 'd': options->dtypes = read_dtypes(name, value); break;
+    case kActivation: options->activations = read_activations(name, value); break;
     case kWeightDtype: options->weight_dtype = read_dtype(name, value); break;
     case kShapes: options->shapes = read_shapes(name, value); break;
     case 'b': options->min_bytes = read_bytes(name, value); break;
@@ -187,8 +206,8 @@ void check_together(const std::set<int> &given, Options *options) {
         fail(kBadInput, "%s does not go with %s", flag_name(flag).c_str(), flag_name(with).c_str());
   };
   if (!options->replay.empty())
-    refuse({'o', 'd', kWeightDtype, kShapes, 'b', 'e', 'f', kCols, kGroups, kRowStride, 'u',
-            kOverlap, kEps},
+    refuse({'o', 'd', kActivation, kWeightDtype, kShapes, 'b', 'e', 'f', kCols, kGroups, kRowStride,
+            'u', kOverlap, kEps},
            kReplay);
   if (!options->shapes.empty()) refuse({'b', 'e', 'f', kCols}, kShapes);
   if (given.count('b') != 0 && given.count('e') == 0) options->max_bytes = options->min_bytes;
@@ -206,6 +225,9 @@ void check_together(const std::set<int> &given, Options *options) {
 }
 
 }  // namespace
+
+const std::vector<Op> kAllOps = {Op::kForward, Op::kAdd, Op::kBackward, Op::kGluForward,
+                                 Op::kGluBackward};
 
 std::vector<std::string> split(const std::string &text, char separator) {
   std::vector<std::string> words(1);

@@ -10,7 +10,8 @@
 
 namespace bench {
 
-enum class Op { kForward, kAdd, kBackward };
+enum class Op { kForward, kAdd, kBackward, kGluForward, kGluBackward };
+extern const std::vector<Op> kAllOps;  // in the order of --op all
 
 struct Shape {
   int64_t rows, cols;
@@ -22,7 +23,8 @@ struct Options {
   int64_t cols = 4096;
   std::vector<Shape> shapes;  // empty: the sweep
   std::string replay;
-  std::vector<Op> ops = {Op::kForward, Op::kAdd, Op::kBackward};
+  std::vector<Op> ops = kAllOps;
+  std::vector<rmsnorm_activation_t> activations = {RMSNORM_ACTIVATION_SILU};
   std::vector<rmsnorm_dtype_t> dtypes = {RMSNORM_DTYPE_F32};
   rmsnorm_dtype_t weight_dtype = RMSNORM_DTYPE_NONE;  // NONE: as x
   int64_t groups = 1, row_stride = 0;                 // 0: groups * cols

@@ -84,9 +84,33 @@ TensorSpec read_tensor(const Call &call, Slot slot, const std::string &value) {
 }
 
 // In the order of the library's tables, in which @other is always earlier.
-const std::vector<Slot> kForwardOrder = {kX, kResidual, kWeight, kBias, kY, kResidualOut, kRstd};
-const std::vector<Slot> kBackwardOrder = {kDy, kX,         kWeight,  kRstd, kDresidualOut,
-                                          kDx, kDresidual, kDweight, kDbias};
+const std::vector<Slot> kOrders[kFunctions] = {{kX, kResidual, kWeight, kBias, kY, kResidualOut,
+                                                kRstd},
+                                               {kDy, kX, kWeight, kRstd, kDresidualOut, kDx,
+                                                kDresidual, kDweight, kDbias},
+                                               {kGate, kUp, kY},
+                                               {kDy, kGate, kUp, kDgate, kDup}};
+
+bool is_required(const Call &call, Slot slot) {
+  return slot == call.lead() || slot == kUp || slot == kDy || slot == kY;
+}
+
+Function take_function(Line *line) {
+  const std::string value = line->take("op");
+  for (int function = 0; function < kFunctions; ++function)
+    if (value == function_name(Function(function))) return Function(function);
+  fail(kBadInput, "--replay: op=%s: there are forward, backward, glu_forward and glu_backward",
+       value.c_str());
+}
+
+rmsnorm_activation_t take_activation(Line *line) {
+  const std::string value = line->take("activation");
+  const rmsnorm_activation_t activation = find_activation(value);
+  if (activation < 0)
+    fail(kBadInput, "--replay: activation=%s: there are silu, gelu_tanh and gelu_erf",
+         value.c_str());
+  return activation;
+}
 
 }  // namespace
 
@@ -97,7 +121,7 @@ Replay read_replay(const std::string &text) {
   Replay replay;
   Call &call = replay.call;
   call.origin = "--replay";
-  call.backward = line.take_choice("op", "forward", "backward");
+  call.function = take_function(&line);
 
   const std::string device = line.take("device");
   const std::vector<std::string> place = split(device, ':');
@@ -109,16 +133,20 @@ Replay read_replay(const std::string &text) {
   call.rows = line.take_integer("rows", 0, INT64_MAX);
   call.groups = line.take_integer("groups", 1, INT64_MAX);
   call.cols = line.take_integer("cols", 1, INT64_MAX);
-  call.eps = line.take_real("eps");
-  call.weight_offset = line.take_real("weight_offset");
-  call.overlap = line.take_choice("overlap", "0", "1");
-  if (call.backward) call.accumulate = line.take_choice("accumulate", "0", "1");
-  else call.llama = line.take_choice("rounding", "once", "llama");
-  for (const Slot slot : call.backward ? kBackwardOrder : kForwardOrder) {
-    const bool required = slot == kX || slot == (call.backward ? kDy : kY);
-    if (required || line.has(info(slot).name))
-      call[slot] = read_tensor(call, slot, line.take(info(slot).name));
+  if (call.is_glu()) {
+    call.activation = take_activation(&line);
+  } else {
+    call.eps = line.take_real("eps");
+    call.weight_offset = line.take_real("weight_offset");
   }
+  call.overlap = line.take_choice("overlap", "0", "1");
+  if (call.function == Function::kBackward)
+    call.accumulate = line.take_choice("accumulate", "0", "1");
+  if (call.function == Function::kForward)
+    call.llama = line.take_choice("rounding", "once", "llama");
+  for (const Slot slot : kOrders[static_cast<int>(call.function)])
+    if (is_required(call, slot) || line.has(info(slot).name))
+      call[slot] = read_tensor(call, slot, line.take(info(slot).name));
   replay.kernel = line.take("kernel");
   line.expect_empty();
   return replay;

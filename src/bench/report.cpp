@@ -69,13 +69,15 @@ std::string json_of(const Result &result) {
     errors.add(error.name, one.text());
   }
   object.add("op", quoted(call.op()));
-  object.add("dtype", quoted(dtype_name(call[kX].dtype)));
+  object.add("dtype", quoted(dtype_name(call[call.lead()].dtype)));
   object.add("weight_dtype", quoted(dtype_name(call[kWeight].dtype)));
+  object.add("activation",
+             call.is_glu() ? quoted(rmsnorm::activation_name(call.activation)) : "null");
   object.add("rows", json_integer(call.rows));
   object.add("groups", json_integer(call.groups));
   object.add("cols", json_integer(call.cols));
-  object.add("row_stride", json_integer(call[kX].row_stride));
-  object.add("misalign_bytes", json_integer(call[kX].misalign));
+  object.add("row_stride", json_integer(call[call.lead()].row_stride));
+  object.add("misalign_bytes", json_integer(call[call.lead()].misalign));
   object.add("overlap", call.overlap ? "true" : "false");
   object.add("graph", result.graph ? "true" : "false");
   object.add("buffer_sets", json_integer(result.sets));
@@ -115,7 +117,7 @@ void Report::head(const std::string &remark) {
     std::printf(
         "# error: the largest, in ulps; bound: of rmsnorm.h; checked: rows that were compared"
         " (dw(N): dweight, in a call of N rows)\n");
-  std::printf("%-8s %-8s %9s %8s %10s %8s %10s %6s", "op", "dtype", "rows", "cols", "us", "GB/s",
+  std::printf("%-12s %-8s %9s %8s %10s %8s %10s %6s", "op", "dtype", "rows", "cols", "us", "GB/s",
               "ceiling us", "share");
   if (options_.host_time) std::printf(" %8s %8s %6s", "host us", "bare us", "ratio");
   std::printf(" %9s %5s %-12s %s\n", "error", "bound", "checked", "kernel");
@@ -127,7 +129,7 @@ void Report::row(const Result &result) {
   const std::string cols = call.groups > 1 ? print("%lldx%lld", static_cast<long long>(call.groups),
                                                    static_cast<long long>(call.cols))
                                            : json_integer(call.cols);
-  std::printf("%-8s %-8s %9lld %8s", call.op(), call.dtype().c_str(),
+  std::printf("%-12s %-8s %9lld %8s", call.op(), call.dtype().c_str(),
               static_cast<long long>(call.rows), cols.c_str());
   const Times &times = result.times;
   if (result.timed)

@@ -33,9 +33,14 @@ std::vector<Step> steps(const Options &options, rmsnorm_dtype_t dtype) {
   return found;
 }
 
-Call make_call(const Options &options, Op op, rmsnorm_dtype_t dtype, const Step &step) {
+Call make_call(const Options &options, Op op, rmsnorm_activation_t activation,
+               rmsnorm_dtype_t dtype, const Step &step) {
   Call call;
-  call.backward = op == Op::kBackward;
+  call.function = op == Op::kBackward      ? Function::kBackward
+                  : op == Op::kGluForward  ? Function::kGluForward
+                  : op == Op::kGluBackward ? Function::kGluBackward
+                                           : Function::kForward;
+  call.activation = activation;
   call.rows = step.shape.rows;
   call.groups = options.groups;
   call.cols = step.shape.cols;
@@ -58,6 +63,11 @@ Call make_call(const Options &options, Op op, rmsnorm_dtype_t dtype, const Step 
     if (info(slot).extent == Extent::kElements) spec.group_stride = call.cols;
     if (info(slot).extent == Extent::kRows) spec.row_stride = call.groups, spec.group_stride = 1;
   };
+  if (call.is_glu()) {
+    for (const Slot slot : {kDy, kGate, kUp, kY, kDgate, kDup})
+      if (call.role(slot) != Role::kAbsent) add(slot, dtype);
+    return call;
+  }
   const rmsnorm_dtype_t weight =
       options.weight_dtype == RMSNORM_DTYPE_NONE ? dtype : options.weight_dtype;
   add(kX, dtype);
@@ -75,10 +85,14 @@ Call make_call(const Options &options, Op op, rmsnorm_dtype_t dtype, const Step 
 
 std::vector<Call> sweep(const Options &options) {
   std::vector<Call> calls;
-  for (const Op op : options.ops)
-    for (const rmsnorm_dtype_t dtype : options.dtypes)
-      for (const Step &step : steps(options, dtype))
-        calls.push_back(make_call(options, op, dtype, step));
+  const std::vector<rmsnorm_activation_t> none = {RMSNORM_ACTIVATION_SILU};
+  for (const Op op : options.ops) {
+    const bool gated = op == Op::kGluForward || op == Op::kGluBackward;
+    for (const rmsnorm_activation_t activation : gated ? options.activations : none)
+      for (const rmsnorm_dtype_t dtype : options.dtypes)
+        for (const Step &step : steps(options, dtype))
+          calls.push_back(make_call(options, op, activation, dtype, step));
+  }
   return calls;
 }
 

@@ -25,17 +25,19 @@ class Line {
 
 void add_head(Line *line, const char *name, const rmsnorm_context_t &context,
               const Problem &problem) {
-  line->add("op=%s device=%s:%d rows=%lld groups=%lld cols=%lld overlap=%d", name,
-            context.backend->name, (int)context.ordinal, (long long)problem.rows,
-            (long long)problem.groups, (long long)problem.cols, problem.overlap ? 1 : 0);
+  line->add("op=%s device=%s:%d rows=%lld groups=%lld cols=%lld", name, context.backend->name,
+            (int)context.ordinal, (long long)problem.rows, (long long)problem.groups,
+            (long long)problem.cols);
 }
 
 void add_scalars(Line *line, const NormProblem &problem) {
-  line->add(" eps=%.17g weight_offset=%.17g", problem.eps, problem.weight_offset);
+  line->add(" eps=%.17g weight_offset=%.17g overlap=%d", problem.eps, problem.weight_offset,
+            problem.overlap ? 1 : 0);
 }
 
 void add_scalars(Line *line, const GluProblem &problem) {
-  line->add(" activation=%s", activation_name(problem.activation));
+  line->add(" activation=%s overlap=%d", activation_name(problem.activation),
+            problem.overlap ? 1 : 0);
 }
 
 // name=dtype:row_stride:group_stride:alignment, and @other where it starts where another tensor

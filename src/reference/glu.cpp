@@ -42,12 +42,16 @@ struct Gate {
 };
 Gate gate_of(rmsnorm_activation_t kind, Quad gate) {
   switch (kind) {
-    case RMSNORM_ACTIVATION_SILU: return {sigmoid(gate), sigmoid(gate) * sigmoid(-gate)};
+    case RMSNORM_ACTIVATION_SILU: {
+      const Quad s = sigmoid(gate);
+      return {s, s * sigmoid(-gate)};
+    }
     case RMSNORM_ACTIVATION_GELU_TANH: {
       // (1 + tanh(u)) / 2 is the sigmoid of 2 u.
       const Quad twice = 2 * kSqrtTwoOverPi * gate * (1 + kCubic * (gate * gate));
       const Quad twice_slope = 2 * kSqrtTwoOverPi * (1 + 3 * kCubic * (gate * gate));
-      return {sigmoid(twice), sigmoid(twice) * sigmoid(-twice) * twice_slope};
+      const Quad s = sigmoid(twice);
+      return {s, s * sigmoid(-twice) * twice_slope};
     }
     default:
       return {quad_erfc(-gate * kSqrtHalf) / 2, quad_exp(-(gate * gate) / 2) * kNormalDensity};

@@ -15,6 +15,8 @@ USE(init_info, rmsnorm_device_info_t, RMSNORM_DEVICE_INFO_INIT)
 USE(init_options, rmsnorm_context_options_t, RMSNORM_CONTEXT_OPTIONS_INIT)
 USE(init_forward, rmsnorm_forward_params_t, RMSNORM_FORWARD_PARAMS_INIT)
 USE(init_backward, rmsnorm_backward_params_t, RMSNORM_BACKWARD_PARAMS_INIT)
+USE(init_glu_forward, rmsnorm_glu_forward_params_t, RMSNORM_GLU_FORWARD_PARAMS_INIT)
+USE(init_glu_backward, rmsnorm_glu_backward_params_t, RMSNORM_GLU_BACKWARD_PARAMS_INIT)
 
 int calls(void);
 int calls(void) {

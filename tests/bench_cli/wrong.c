@@ -8,6 +8,13 @@ typedef rmsnorm_status_t forward_t(const rmsnorm_context_t *, const rmsnorm_forw
 typedef rmsnorm_status_t backward_t(const rmsnorm_context_t *, const rmsnorm_backward_params_t *,
                                     void *, size_t, void *);
 
+typedef rmsnorm_status_t glu_forward_t(const rmsnorm_context_t *,
+                                       const rmsnorm_glu_forward_params_t *, void *, size_t,
+                                       void *);
+typedef rmsnorm_status_t glu_backward_t(const rmsnorm_context_t *,
+                                        const rmsnorm_glu_backward_params_t *, void *, size_t,
+                                        void *);
+
 static void disturb(const rmsnorm_tensor_t *tensor, int64_t rows, int64_t cols) {
 #ifdef OFF
   float *last = (float *)tensor->data + (rows - 1) * tensor->row_stride + cols - 1;
@@ -42,5 +49,33 @@ rmsnorm_status_t rmsnorm_backward(const rmsnorm_context_t *context,
   (void)context, (void)workspace, (void)size, (void)stream;
 #endif
   disturb(&params->dweight, 1, params->cols);
+  return status;
+}
+
+rmsnorm_status_t rmsnorm_glu_forward(const rmsnorm_context_t *context,
+                                     const rmsnorm_glu_forward_params_t *params, void *workspace,
+                                     size_t size, void *stream) {
+  rmsnorm_status_t status = RMSNORM_SUCCESS;
+#ifdef OFF
+  status = ((glu_forward_t *)dlsym(RTLD_NEXT, "rmsnorm_glu_forward"))(context, params, workspace,
+                                                                      size, stream);
+#else
+  (void)context, (void)workspace, (void)size, (void)stream;
+#endif
+  disturb(&params->y, params->rows, params->cols);
+  return status;
+}
+
+rmsnorm_status_t rmsnorm_glu_backward(const rmsnorm_context_t *context,
+                                      const rmsnorm_glu_backward_params_t *params, void *workspace,
+                                      size_t size, void *stream) {
+  rmsnorm_status_t status = RMSNORM_SUCCESS;
+#ifdef OFF
+  status = ((glu_backward_t *)dlsym(RTLD_NEXT, "rmsnorm_glu_backward"))(context, params, workspace,
+                                                                        size, stream);
+#else
+  (void)context, (void)workspace, (void)size, (void)stream;
+#endif
+  disturb(&params->dup, params->rows, params->cols);
   return status;
 }

@@ -21,6 +21,16 @@ const Pairs kForwardAliases[] = {
     {{kY, kX}, {kResidualOut, kResidual}},
 };
 const Pairs kBackwardAliases[] = {{{kDx, kDy}}, {{kDx, kX}}, {{kDx, kDresidualOut}}};
+const Pairs kGluForwardAliases[] = {{{kY, kGate}}, {{kY, kUp}}};
+const Pairs kGluBackwardAliases[] = {
+    {{kDgate, kGate}},
+    {{kDgate, kDy}},
+    {{kDup, kUp}},
+    {{kDup, kDy}},
+    {{kDgate, kGate}, {kDup, kUp}},
+    {{kDgate, kDy}, {kDup, kUp}},
+    {{kDgate, kGate}, {kDup, kDy}},
+};
 constexpr int64_t kWidths[] = {1, 7, 64, 333, 1024, 4100, 8192, 33000};
 
 class Aliasing : public OnDevice {
@@ -58,6 +68,50 @@ TEST_P(Aliasing, BackwardInPlace) {
             expect_same_in_place(full_case(Direction::kBackward, rows, cols, dtype), pairs);
 }
 
+TEST_P(Aliasing, GluInPlace) {
+  for (const rmsnorm_dtype_t dtype : kDtypes)
+    for (const int64_t cols : kWidths) {
+      for (const Pairs &pairs : kGluForwardAliases)
+        expect_same_in_place(full_case(Direction::kGluForward, 5, cols, dtype), pairs);
+      for (const Pairs &pairs : kGluBackwardAliases)
+        expect_same_in_place(full_case(Direction::kGluBackward, 5, cols, dtype), pairs);
+    }
+}
+
+// [gate | up] rows: y in either half, gradients in place or as [dgate | dup] rows of their own, in
+// either order. The halves' alignments differ.
+TEST_P(Aliasing, PackedGateAndUp) {
+  for (const rmsnorm_dtype_t dtype : kDtypes)
+    for (const int64_t cols : {1, 64, 77, 1030, 4096}) {
+      const int64_t bytes = cols * rmsnorm::element_size(dtype);
+      const auto pack = [&](Case *c, Name first, Name second) {
+        (*c)[first].row_stride = (*c)[second].row_stride = 2 * cols;
+        (*c)[second].share = first;
+        (*c)[second].shift = bytes;
+      };
+      for (const bool swapped : {false, true}) {
+        const Name first = swapped ? kUp : kGate, second = swapped ? kGate : kUp;
+        Case c = full_case(Direction::kGluForward, 7, cols, dtype);
+        pack(&c, first, second);
+        EXPECT_TRUE(conforms(device(), c));
+        for (const Name half : {first, second}) {
+          c[kY].row_stride = 2 * cols;
+          c[kY].share = half;
+          EXPECT_TRUE(conforms(device(), c));
+        }
+        c = full_case(Direction::kGluBackward, 7, cols, dtype);
+        pack(&c, first, second);
+        pack(&c, swapped ? kDup : kDgate, swapped ? kDgate : kDup);
+        EXPECT_TRUE(conforms(device(), c));
+        for (const Name name : {kDgate, kDup}) {
+          c[name].share = name == kDgate ? kGate : kUp;
+          c[name].shift = 0;
+        }
+        EXPECT_TRUE(conforms(device(), c));
+      }
+    }
+}
+
 // Strided and misaligned in place.
 TEST_P(Aliasing, InPlaceWithGaps) {
   for (const rmsnorm_dtype_t dtype : kDtypes) {
@@ -72,6 +126,14 @@ TEST_P(Aliasing, InPlaceWithGaps) {
     for (const Pairs &pairs : kBackwardAliases) {
       Case c = full_case(Direction::kBackward, 7, 130, dtype);
       for (const Name name : {kX, kDy, kDresidualOut, kDx}) c[name].row_stride = -137;
+      expect_same_in_place(c, pairs);
+    }
+    for (const Pairs &pairs : kGluBackwardAliases) {
+      Case c = full_case(Direction::kGluBackward, 7, 130, dtype);
+      for (const Name name : {kDy, kGate, kUp, kDgate, kDup}) {
+        c[name].row_stride = 137;
+        c[name].misalign = rmsnorm::element_size(dtype);
+      }
       expect_same_in_place(c, pairs);
     }
   }

@@ -8,7 +8,6 @@
 namespace rmsnorm_test {
 namespace {
 
-constexpr Direction kDirections[] = {Direction::kForward, Direction::kBackward};
 constexpr int64_t kBytes = 16;  // misalignments tried: every one below the widest vector load's
 constexpr int64_t kWidths[] = {1, 5, 33, 256, 1028};
 

@@ -41,10 +41,13 @@ TEST(InitFunctions, ZeroExactlyTheirBytes) {
     Init init;
     size_t size;
   };
-  for (const Row &row : {Row{rmsnorm_forward_params_init, sizeof(rmsnorm_forward_params_t)},
-                         Row{rmsnorm_backward_params_init, sizeof(rmsnorm_backward_params_t)},
-                         Row{rmsnorm_context_options_init, sizeof(rmsnorm_context_options_t)},
-                         Row{rmsnorm_device_info_init, sizeof(rmsnorm_device_info_t)}}) {
+  for (const Row &row :
+       {Row{rmsnorm_forward_params_init, sizeof(rmsnorm_forward_params_t)},
+        Row{rmsnorm_backward_params_init, sizeof(rmsnorm_backward_params_t)},
+        Row{rmsnorm_glu_forward_params_init, sizeof(rmsnorm_glu_forward_params_t)},
+        Row{rmsnorm_glu_backward_params_init, sizeof(rmsnorm_glu_backward_params_t)},
+        Row{rmsnorm_context_options_init, sizeof(rmsnorm_context_options_t)},
+        Row{rmsnorm_device_info_init, sizeof(rmsnorm_device_info_t)}}) {
     for (const size_t size : {row.size, row.size + 24, size_t{16}}) {
       std::vector<unsigned char> bytes(size + 8, 0xa5);
       row.init(bytes.data(), size);
@@ -66,6 +69,12 @@ TEST(InitFunctions, AgreeWithTheMacros) {
   rmsnorm_backward_params_t backward, backward_macro = RMSNORM_BACKWARD_PARAMS_INIT;
   rmsnorm_backward_params_init(&backward, sizeof backward);
   EXPECT_EQ(std::memcmp(&backward, &backward_macro, sizeof backward), 0);
+  rmsnorm_glu_forward_params_t glu_forward, glu_forward_macro = RMSNORM_GLU_FORWARD_PARAMS_INIT;
+  rmsnorm_glu_forward_params_init(&glu_forward, sizeof glu_forward);
+  EXPECT_EQ(std::memcmp(&glu_forward, &glu_forward_macro, sizeof glu_forward), 0);
+  rmsnorm_glu_backward_params_t glu_backward, glu_backward_macro = RMSNORM_GLU_BACKWARD_PARAMS_INIT;
+  rmsnorm_glu_backward_params_init(&glu_backward, sizeof glu_backward);
+  EXPECT_EQ(std::memcmp(&glu_backward, &glu_backward_macro, sizeof glu_backward), 0);
   rmsnorm_device_info_t device, device_macro = RMSNORM_DEVICE_INFO_INIT;
   rmsnorm_device_info_init(&device, sizeof device);
   EXPECT_EQ(std::memcmp(&device, &device_macro, sizeof device), 0);
@@ -205,7 +214,7 @@ TEST_P(OfContext, EveryFlagIsAccepted) {
 TEST_P(OfContext, ContextsAgree) {
   const Context other(options_for(GetParam()));
   ASSERT_EQ(other.status(), RMSNORM_SUCCESS) << last_error();
-  for (const Direction direction : {Direction::kForward, Direction::kBackward}) {
+  for (const Direction direction : kDirections) {
     const Case c = full_case(direction, 300, 200, RMSNORM_DTYPE_BF16);
     Execution first(device(), c), second(device(), c);
     second.context = other.get();
@@ -266,11 +275,23 @@ TEST_P(OfContext, LogsAcceptedCalls) {
   ASSERT_EQ(backward.run(), RMSNORM_SUCCESS) << last_error();
   ASSERT_EQ(log.lines.size(), before + 1);
   EXPECT_NE(log.lines.back().find("op=backward "), std::string::npos) << log.lines.back();
+  for (const Direction direction : kGluDirections) {
+    Execution gated(device(),
+                    glu_case(direction, RMSNORM_ACTIVATION_GELU_TANH, 7, 100, RMSNORM_DTYPE_F16));
+    gated.context = context.get();
+    ASSERT_EQ(gated.run(), RMSNORM_SUCCESS) << last_error();
+    const std::string &line = log.lines.back();
+    EXPECT_EQ(line.find(std::string("op=") + text(direction) + " "), 0u) << line;
+    EXPECT_NE(line.find(" activation=gelu_tanh overlap=0 "), std::string::npos) << line;
+    EXPECT_NE(line.find(" gate=fp16:100:0:"), std::string::npos) << line;
+    EXPECT_NE(line.find("kernel=" + gated.kernel_name()), std::string::npos) << line;
+  }
+  EXPECT_EQ(log.lines.size(), before + 3);
 }
 
 // One context, many threads, each with memory of its own.
 TEST_P(OfContext, ServesManyThreads) {
-  for (const Direction direction : {Direction::kForward, Direction::kBackward}) {
+  for (const Direction direction : kDirections) {
     const Case c = full_case(direction, 60, 500, RMSNORM_DTYPE_F32);
     Execution alone(device(), c);
     ASSERT_EQ(alone.run(), RMSNORM_SUCCESS) << last_error();

@@ -60,7 +60,7 @@ TEST_F(CpuThreads, ChangeNoBits) {
     const Context context(options_with(threads));
     ASSERT_EQ(context.status(), RMSNORM_SUCCESS) << last_error();
     for (const rmsnorm_dtype_t dtype : kDtypes)
-      for (const Direction direction : {Direction::kForward, Direction::kBackward}) {
+      for (const Direction direction : kDirections) {
         expect_same(context.get(), large(direction, dtype));
         expect_same(context.get(), full_case(direction, 3, 200000, dtype));
       }

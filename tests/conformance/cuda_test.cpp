@@ -17,8 +17,6 @@ TEST(Cuda, All) { GTEST_SKIP() << "these tests were built without RMSNORM_TEST_C
 
 #else
 
-constexpr Direction kDirections[] = {Direction::kForward, Direction::kBackward};
-
 class Cuda : public testing::Test {
  protected:
   void SetUp() override { require_device(RMSNORM_DEVICE_CUDA, &device_); }
@@ -76,7 +74,8 @@ TEST_F(Cuda, RunsInTheCallersStreamOnly) {
     EXPECT_EQ(execution.launch(held), RMSNORM_SUCCESS)
         << last_error();  // returns: it does not wait
     EXPECT_EQ(cudaStreamQuery(held), cudaErrorNotReady);
-    const Name output = direction == Direction::kForward ? kY : kDx;
+    constexpr Name kOutputs[] = {kY, kDx, kY, kDgate};
+    const Name output = kOutputs[static_cast<int>(direction)];
     std::vector<uint8_t> seen(64), before(64);
     EXPECT_EQ(cudaMemcpyAsync(seen.data(), execution.params.tensor(output).data, seen.size(),
                               cudaMemcpyDeviceToHost, other),
@@ -165,8 +164,8 @@ TEST_F(Cuda, LeavesTheCallersErrorAlone) {
     execution.download();
     EXPECT_TRUE(conforms(execution));
     // Nor does a refused call leave one.
-    execution.params.edit_head([](auto *p) { p->eps = -1; });
-    EXPECT_EQ(execution.launch(), RMSNORM_ERROR_VALUE);
+    execution.params.edit_head([](auto *p) { p->rows = -1; });
+    EXPECT_EQ(execution.launch(), RMSNORM_ERROR_SHAPE);
     rmsnorm_context_options_t wrong = options_for(RMSNORM_DEVICE_CUDA);
     wrong.ordinal = count;
     EXPECT_EQ(Context(wrong).status(), RMSNORM_ERROR_DEVICE);

@@ -1,7 +1,7 @@
 // The grid: every width that this library's peers test and a few rows of each, and many short rows,
-// for each dtype, forward and backward, plain and with every optional tensor. Data, and whether
-// rstd is handed to backward, change from width to width. RMSNORM_TEST_FULL=1 adds rows and the
-// peers' large shapes.
+// for each dtype, forward and backward, plain and with every optional tensor, and gated
+// activations. Data, and whether rstd is handed to backward, change from width to width.
+// RMSNORM_TEST_FULL=1 adds rows and the peers' large shapes.
 #include <gtest/gtest.h>
 
 #include <algorithm>
@@ -39,7 +39,7 @@ std::vector<int64_t> rows_for(int64_t cols) {
   return {1, 2};
 }
 
-enum class Kind { kForward, kFullForward, kBackward, kFullBackward };
+enum class Kind { kForward, kFullForward, kBackward, kFullBackward, kGluForward, kGluBackward };
 
 Case case_of(Kind kind, int64_t rows, int64_t cols, rmsnorm_dtype_t dtype) {
   Case c;
@@ -48,11 +48,14 @@ Case case_of(Kind kind, int64_t rows, int64_t cols, rmsnorm_dtype_t dtype) {
     case Kind::kFullForward: c = full_case(Direction::kForward, rows, cols, dtype); break;
     case Kind::kBackward: c = backward_case(rows, cols, dtype); break;
     case Kind::kFullBackward: c = full_case(Direction::kBackward, rows, cols, dtype); break;
+    case Kind::kGluForward: c = full_case(Direction::kGluForward, rows, cols, dtype); break;
+    case Kind::kGluBackward: c = full_case(Direction::kGluBackward, rows, cols, dtype); break;
   }
   constexpr Pattern kPatterns[] = {Pattern::kNormal, Pattern::kWide, Pattern::kRows};
   c.seed = mix(static_cast<uint64_t>(rows), static_cast<uint64_t>(cols));
   c[kX].pattern = kPatterns[c.seed % 3];
-  c[kDy].pattern = kPatterns[c.seed / 3 % 3];
+  c[kDy].pattern = c[kUp].pattern = kPatterns[c.seed / 3 % 3];
+  c[kGate].pattern = kPatterns[c.seed / 9 % 3];
   if (c.seed / 9 % 2 == 0) c.weight_offset = 1;
   if (kind == Kind::kFullBackward && c.seed / 18 % 2 == 0) c.flags |= RMSNORM_FLAG_ACCUMULATE;
   return c;
@@ -82,7 +85,7 @@ TEST_P(Grid, NoRows) {
 TEST_P(Grid, ManyRows) {
   for (const Shape &shape : kManyRows) {
     Case c = shaped(shape.rows, shape.cols);
-    c.sampled = 4096;
+    c.sampled = is_glu(c.direction) ? std::max<int64_t>(65536 / shape.cols, 64) : 4096;
     ASSERT_TRUE(conforms(*device_, c));
   }
 }
@@ -101,7 +104,8 @@ TEST_P(Grid, PeersShapes) {
 
 std::string name_of(const testing::TestParamInfo<Parameter> &tested) {
   const auto &[device, dtype, kind] = tested.param;
-  constexpr const char *kKinds[] = {"forward", "full_forward", "backward", "full_backward"};
+  constexpr const char *kKinds[] = {"forward",       "full_forward", "backward",
+                                    "full_backward", "glu_forward",  "glu_backward"};
   return std::string(backend_name(device)) + "_" + rmsnorm::dtype_name(dtype) + "_" +
          kKinds[static_cast<int>(kind)];
 }
@@ -109,7 +113,8 @@ std::string name_of(const testing::TestParamInfo<Parameter> &tested) {
 INSTANTIATE_TEST_SUITE_P(All, Grid,
                          testing::Combine(testing::ValuesIn(kBackends), testing::ValuesIn(kDtypes),
                                           testing::Values(Kind::kForward, Kind::kFullForward,
-                                                          Kind::kBackward, Kind::kFullBackward)),
+                                                          Kind::kBackward, Kind::kFullBackward,
+                                                          Kind::kGluForward, Kind::kGluBackward)),
                          name_of);
 
 }  // namespace

@@ -8,9 +8,8 @@
 namespace rmsnorm_test {
 namespace {
 
-constexpr Direction kDirections[] = {Direction::kForward, Direction::kBackward};
-constexpr Name kElementTensors[] = {kX,  kResidual,     kY,  kResidualOut,
-                                    kDy, kDresidualOut, kDx, kDresidual};
+constexpr Name kElementTensors[] = {kX,  kResidual,  kY,    kResidualOut, kDy,    kDresidualOut,
+                                    kDx, kDresidual, kGate, kUp,          kDgate, kDup};
 constexpr Name kVectors[] = {kWeight, kBias, kDweight, kDbias};
 
 void set_strides(Case *c, int64_t row_stride, int64_t group_stride) {
@@ -93,7 +92,8 @@ TEST_P(Groups, NegativeAndZeroGroupStrides) {
     c.groups = 6;
     set_strides(&c, 500, -70);
     EXPECT_TRUE(conforms(device(), c));
-    for (const Name name : {kX, kResidual, kDy, kDresidualOut}) c[name].group_stride = 0;
+    for (const Name name : {kX, kResidual, kDy, kDresidualOut, kGate, kUp})
+      c[name].group_stride = 0;
     EXPECT_TRUE(conforms(device(), c));
   }
 }
@@ -110,7 +110,7 @@ TEST_P(Groups, InterleavedRowsAndGroups) {
 
 TEST_P(Groups, WeightPerGroup) {
   for (const rmsnorm_dtype_t dtype : kDtypes)
-    for (const Direction direction : kDirections)
+    for (const Direction direction : kNormDirections)
       for (const int64_t group_stride : {120, 121, -128}) {
         Case c = full_case(direction, 21, 120, dtype);
         c.groups = 5;

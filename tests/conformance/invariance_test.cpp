@@ -8,8 +8,6 @@
 namespace rmsnorm_test {
 namespace {
 
-constexpr Direction kDirections[] = {Direction::kForward, Direction::kBackward};
-
 class Invariance : public OnDevice {};
 
 // Copies the inputs of rows `first`, `first + 1`, ... of `from` to all rows of `to`.
@@ -28,7 +26,7 @@ void copy_rows(const Execution &from, int64_t first, Execution *to) {
 
 void expect_same_rows(const Execution &whole, int64_t first, const Execution &part) {
   const Case &c = part.tested();
-  for (const Name name : {kY, kResidualOut, kRstd, kDx, kDresidual}) {
+  for (const Name name : {kY, kResidualOut, kRstd, kDx, kDresidual, kDgate, kDup}) {
     if (!c.has(name) || !is_output(c.direction, name)) continue;
     for (int64_t row = 0; row < c.rows; ++row)
       for (int64_t group = 0; group < c.group_count(); ++group)
@@ -70,7 +68,7 @@ TEST_P(Invariance, WideRows) {
         ASSERT_EQ(many.run(), RMSNORM_SUCCESS) << last_error();
         Case one = many.tested();
         one.rows = 1;
-        for (const Name name : {kX, kY, kDy, kDx}) one[name].misalign = 8;
+        for (const Name name : {kX, kY, kDy, kDx, kGate, kDup}) one[name].misalign = 8;
         Execution alone(device(), one);
         copy_rows(many, rows - 1, &alone);
         ASSERT_EQ(alone.run(), RMSNORM_SUCCESS) << last_error();
@@ -89,7 +87,8 @@ TEST_P(Invariance, SplitByRows) {
         for (const int64_t rows : {1, 2, 30, 67}) {
           Case c = whole.tested();
           c.rows = rows;
-          for (const Name name : {kX, kResidual, kY, kDy, kDx}) c[name].row_stride = cols + rows;
+          for (const Name name : {kX, kResidual, kY, kDy, kDx, kGate, kDup})
+            c[name].row_stride = cols + rows;
           Execution part(device(), c);
           copy_rows(whole, first, &part);
           ASSERT_EQ(part.run(), RMSNORM_SUCCESS) << last_error();
@@ -110,7 +109,8 @@ TEST_P(Invariance, RowsOrGroups) {
         c.rows = 24 / groups;
         c.groups = groups;
         Execution grouped(device(), c);
-        for (const Name name : {kX, kResidual, kRstd, kDy, kDresidualOut, kWeight, kBias}) {
+        for (const Name name :
+             {kX, kResidual, kRstd, kDy, kDresidualOut, kWeight, kBias, kGate, kUp}) {
           if (!c.has(name) || is_output(direction, name)) continue;
           for (int64_t row = 0; row < c.rows_of(name); ++row)
             for (int64_t group = 0; group < c.groups_of(name); ++group)
@@ -118,7 +118,7 @@ TEST_P(Invariance, RowsOrGroups) {
                 grouped.set(name, row, group, col, rows.input(name, row * groups + group, 0, col));
         }
         ASSERT_EQ(grouped.run(), RMSNORM_SUCCESS) << last_error();
-        for (const Name name : {kY, kResidualOut, kRstd, kDx, kDresidual})
+        for (const Name name : {kY, kResidualOut, kRstd, kDx, kDresidual, kDgate, kDup})
           if (c.has(name) && is_output(direction, name)) {
             EXPECT_TRUE(same_bits(rows, grouped, name));
           }

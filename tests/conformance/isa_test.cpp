@@ -15,7 +15,8 @@ namespace rmsnorm_test {
 namespace {
 
 void append_outputs(const Execution &execution, std::vector<uint8_t> *bytes) {
-  for (const Name name : {kY, kResidualOut, kRstd, kDx, kDresidual, kDweight, kDbias}) {
+  for (const Name name :
+       {kY, kResidualOut, kRstd, kDx, kDresidual, kDweight, kDbias, kDgate, kDup}) {
     const Case &c = execution.tested();
     if (!takes(c.direction, name) || !is_output(c.direction, name) || !c.has(name)) continue;
     const std::vector<uint8_t> own = execution.bits(name);
@@ -31,7 +32,7 @@ std::vector<uint8_t> tour(std::string *isa) {
   rmsnorm_device_info_t info = RMSNORM_DEVICE_INFO_INIT;
   if (rmsnorm_device_info(RMSNORM_DEVICE_CPU, 0, &info) == RMSNORM_SUCCESS) *isa = info.isa;
   for (const rmsnorm_dtype_t dtype : kDtypes)
-    for (const Direction direction : {Direction::kForward, Direction::kBackward})
+    for (const Direction direction : kDirections)
       for (const int64_t cols : {1, 7, 16, 33, 64, 100, 257, 1027, 4096})
         for (const rmsnorm_rounding_t rounding : {RMSNORM_ROUNDING_ONCE, RMSNORM_ROUNDING_LLAMA}) {
           Case c = full_case(direction, 33, cols, dtype);
@@ -39,12 +40,15 @@ std::vector<uint8_t> tour(std::string *isa) {
           c.weight_offset = cols % 2 == 0 ? 1 : 0;
           if (rounding == RMSNORM_ROUNDING_LLAMA) {
             c[kBias] = c[kRstd] = {};
-            c[kX].misalign = c[kY].misalign = c[kDx].misalign = rmsnorm::element_size(dtype);
+            for (const Name name : {kX, kY, kDx, kGate, kDup})
+              c[name].misalign = rmsnorm::element_size(dtype);
+            c.activation = kActivations[cols % 3];  // the other cases' have another
           }
           Execution execution(device, c);
           const std::vector<Recipe> recipes = finite_recipes(dtype, cols);
           for (size_t i = 0; i < recipes.size() && cols > 7; ++i)
-            cook(&execution, kX, static_cast<int64_t>(2 * i + 1), recipes[i]);
+            cook(&execution, is_glu(direction) ? kGate : kX, static_cast<int64_t>(2 * i + 1),
+                 recipes[i]);
           if (execution.run() != RMSNORM_SUCCESS) return {};
           append_outputs(execution, &bytes);
         }

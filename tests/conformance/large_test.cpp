@@ -51,12 +51,13 @@ class Large : public OnDevice {
   std::vector<void *> owned_;
 };
 
-// One row of x or dy as it was before the small call.
+// One row of x, dy or gate as it was before the small call.
 std::vector<uint8_t> input_bits(const Execution &small, Name name, int64_t row, int64_t group) {
   const bool forward = small.tested().direction == Direction::kForward;
-  const rmsnorm::View view = name == kDy ? small.backward_problem().dy
-                             : forward   ? small.forward_problem().x
-                                         : small.backward_problem().x;
+  const rmsnorm::View view = name == kGate ? small.glu_forward_problem().gate
+                             : name == kDy ? small.backward_problem().dy
+                             : forward     ? small.forward_problem().x
+                                           : small.backward_problem().x;
   const char *from = view.at(row, group);
   return {from, from + small.tested().cols * kSize};
 }
@@ -118,6 +119,65 @@ TEST_P(Large, BackwardRowsFarApart) {
   for (int64_t i = 0; i < 3; ++i)
     EXPECT_EQ(read(dy + i * kStride * kSize, c.cols * kSize), small.row_bits(kDx, i, 0)) << i;
   EXPECT_TRUE(conforms(small)) << "dweight";
+}
+
+// y and dgate in place of gate; up and dy are the small call's.
+TEST_P(Large, GluRowsFarApart) {
+  constexpr int64_t kStride = (int64_t{1} << 31) + 8;
+  for (const Direction direction : kGluDirections) {
+    Execution small(device(), full_case(direction, 3, 500, kDtype));
+    const Case &c = small.tested();
+    ASSERT_EQ(small.run(), RMSNORM_SUCCESS) << last_error();
+    ASSERT_TRUE(conforms(small));
+    char *const gate = allocate((2 * kStride + c.cols) * kSize);
+    if (gate == nullptr) GTEST_SKIP() << "not 9 GB of memory";
+    Params params = small.params;
+    const Name output = direction == Direction::kGluForward ? kY : kDgate;
+    for (const Name name : {kGate, output}) {
+      params.tensor(name).data = gate;
+      params.tensor(name).row_stride = kStride;
+    }
+    for (int64_t i = 0; i < 3; ++i)
+      write(gate + i * kStride * kSize, input_bits(small, kGate, i, 0));
+    ASSERT_EQ(run(small.context, params, small.workspace, small.workspace_size, small.stream),
+              RMSNORM_SUCCESS)
+        << last_error();
+    ASSERT_EQ(device().synchronize(), "");
+    for (int64_t i = 0; i < 3; ++i)
+      EXPECT_EQ(read(gate + i * kStride * kSize, c.cols * kSize), small.row_bits(output, i, 0))
+          << text(direction) << " " << i;
+    release_all();
+  }
+}
+
+// 2^31 and more elements that follow one another, in place; up is one row for all.
+TEST_P(Large, GluManyElements) {
+  if (!on_cuda() && !full_run()) GTEST_SKIP() << "long on the CPU: RMSNORM_TEST_FULL is not set";
+  constexpr int64_t kCols = 4099, kRows = (int64_t{1} << 31) / kCols + 70, kTile = 61;
+  Case c = glu_case(Direction::kGluForward, RMSNORM_ACTIVATION_SILU, kTile, kCols, kDtype);
+  c[kUp].row_stride = 0;
+  c.sampled = 4;
+  Execution tile(device(), c);
+  ASSERT_EQ(tile.run(), RMSNORM_SUCCESS) << last_error();
+  ASSERT_TRUE(conforms(tile));
+  constexpr int64_t kBytes = kCols * kSize;
+  char *const gate = allocate(kRows * kBytes);
+  if (gate == nullptr) GTEST_SKIP() << "not 5 GB of memory";
+  std::vector<uint8_t> rows;
+  for (int64_t row = 0; row < kTile; ++row) {
+    const std::vector<uint8_t> one = input_bits(tile, kGate, row, 0);
+    rows.insert(rows.end(), one.begin(), one.end());
+  }
+  write_repeated(gate, rows, kRows * kBytes);
+  Params params = tile.params;
+  params.glu_forward.rows = kRows;
+  params.glu_forward.gate.data = params.glu_forward.y.data = gate;
+  ASSERT_EQ(run(tile.context, params, tile.workspace, tile.workspace_size, tile.stream),
+            RMSNORM_SUCCESS)
+      << last_error();
+  ASSERT_EQ(device().synchronize(), "");
+  for (const int64_t row : {int64_t{0}, int64_t{1}, kRows / 2, kRows - 70, kRows - 2, kRows - 1})
+    ASSERT_EQ(read(gate + row * kBytes, kBytes), tile.row_bits(kY, row % kTile, 0)) << row;
 }
 
 // 2^31 and more elements, contiguous: wide rows and narrow ones. The data repeats a tile of rows.

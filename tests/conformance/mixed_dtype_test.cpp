@@ -161,6 +161,36 @@ TEST_P(MixedDtype, UnevenVectorsAtOddWidths) {
   }
 }
 
+TEST_P(MixedDtype, GluForward) {
+  for (const int64_t cols : kWidths)
+    for (const rmsnorm_activation_t activation : kActivations)
+      for (const rmsnorm_dtype_t gate : kMixable)
+        for (const rmsnorm_dtype_t up : kMixable)
+          for (const rmsnorm_dtype_t y : kMixable) {
+            Case c = glu_case(Direction::kGluForward, activation, 5, cols, gate);
+            c[kUp].dtype = up;
+            c[kY].dtype = y;
+            EXPECT_TRUE(conforms(device(), c));
+          }
+}
+
+TEST_P(MixedDtype, GluBackward) {
+  for (const int64_t cols : kWidths)
+    for (const rmsnorm_dtype_t dy : kMixable)
+      for (const rmsnorm_dtype_t gate : kMixable)
+        for (const rmsnorm_dtype_t up : kMixable)
+          for (const rmsnorm_dtype_t dgate : kMixable)
+            for (const rmsnorm_dtype_t dup : kMixable) {
+              const int kinds = static_cast<int>(dy + gate + up + dgate + dup) / 16;
+              Case c = glu_case(Direction::kGluBackward, kActivations[kinds % 3], 3, cols, dy);
+              c[kGate].dtype = gate;
+              c[kUp].dtype = up;
+              c[kDgate].dtype = dgate;
+              c[kDup].dtype = dup;
+              EXPECT_TRUE(conforms(device(), c));
+            }
+}
+
 INSTANTIATE_TEST_SUITE_P(All, MixedDtype, testing::ValuesIn(kBackends), BackendName());
 
 }  // namespace

@@ -59,7 +59,7 @@ TEST_F(ParallelFor, ChangesNoBits) {
        {Shape{1, 1, 64}, Shape{3, 1, 1000}, Shape{2000, 1, 300}, Shape{37, 1, 8192},
         Shape{50, 12, 96}, Shape{2, 1, 200000}, Shape{100000, 1, 3}})
     for (const rmsnorm_dtype_t dtype : kDtypes)
-      for (const Direction direction : {Direction::kForward, Direction::kBackward}) {
+      for (const Direction direction : kDirections) {
         Case c = full_case(direction, shape.rows, shape.cols, dtype);
         c.groups = shape.groups;
         Execution alone(*device_, c);
@@ -82,7 +82,7 @@ TEST_F(ParallelFor, ChangesNoBits) {
 }
 
 TEST_F(ParallelFor, FailureIsReported) {
-  for (const Direction direction : {Direction::kForward, Direction::kBackward}) {
+  for (const Direction direction : kDirections) {
     Caller caller;
     caller.answer = 42;
     const Context context(options_with(&caller));

@@ -12,8 +12,6 @@
 namespace rmsnorm_test {
 namespace {
 
-constexpr Direction kDirections[] = {Direction::kForward, Direction::kBackward};
-
 class RefusalOf : public OnDevice {
  protected:
   void expect_refused(Execution *execution, const std::string &rule, rmsnorm_status_t expected,
@@ -91,6 +89,10 @@ TEST_P(RefusalOf, NullArguments) {
   EXPECT_EQ(rmsnorm_backward(context, nullptr, nullptr, 0, nullptr), RMSNORM_ERROR_NULL);
   EXPECT_EQ(rmsnorm_forward_workspace_size(context, nullptr, &size), RMSNORM_ERROR_NULL);
   EXPECT_EQ(rmsnorm_backward_workspace_size(context, nullptr, &size), RMSNORM_ERROR_NULL);
+  EXPECT_EQ(rmsnorm_glu_forward(context, nullptr, nullptr, 0, nullptr), RMSNORM_ERROR_NULL);
+  EXPECT_EQ(rmsnorm_glu_backward(context, nullptr, nullptr, 0, nullptr), RMSNORM_ERROR_NULL);
+  EXPECT_EQ(rmsnorm_glu_forward_workspace_size(context, nullptr, &size), RMSNORM_ERROR_NULL);
+  EXPECT_EQ(rmsnorm_glu_backward_workspace_size(context, nullptr, &size), RMSNORM_ERROR_NULL);
 }
 
 // A struct of a newer library: accepted while what this one lacks is zero.

@@ -8,9 +8,8 @@
 namespace rmsnorm_test {
 namespace {
 
-constexpr Direction kDirections[] = {Direction::kForward, Direction::kBackward};
-constexpr Name kElementTensors[] = {kX,  kResidual,     kY,  kResidualOut,
-                                    kDy, kDresidualOut, kDx, kDresidual};
+constexpr Name kElementTensors[] = {kX,  kResidual,  kY,    kResidualOut, kDy,    kDresidualOut,
+                                    kDx, kDresidual, kGate, kUp,          kDgate, kDup};
 
 class Strides : public OnDevice {
  protected:
@@ -56,7 +55,7 @@ TEST_P(Strides, OneTensorStrided) {
 
 TEST_P(Strides, RstdStrided) {
   for (const int64_t row_stride : {2, 7, -1, -3})
-    for (const Direction direction : kDirections) {
+    for (const Direction direction : kNormDirections) {
       Case c = full_case(direction, 9, 100, RMSNORM_DTYPE_F16);
       c[kRstd].row_stride = row_stride;
       EXPECT_TRUE(conforms(device(), c));
@@ -67,7 +66,7 @@ TEST_P(Strides, RstdStrided) {
 TEST_P(Strides, BroadcastInputs) {
   for (const rmsnorm_dtype_t dtype : kDtypes)
     for (const Direction direction : kDirections)
-      for (const Name name : {kX, kResidual, kDy, kDresidualOut})
+      for (const Name name : {kX, kResidual, kDy, kDresidualOut, kGate, kUp})
         for (const int64_t row_stride : {0, 1, 64, -5}) {
           Case c = full_case(direction, 9, 300, dtype);
           if (!takes(direction, name)) continue;
@@ -111,9 +110,11 @@ TEST_P(Strides, GroupStrideIgnoredForOneGroup) {
 TEST_P(Strides, SliceOfAWiderTensor) {
   for (const Direction direction : kDirections) {
     Case c = direction == Direction::kForward ? forward_case(8 * 4096, 512, RMSNORM_DTYPE_BF16)
-                                              : backward_case(8 * 512, 512, RMSNORM_DTYPE_BF16);
+             : direction == Direction::kBackward
+                 ? backward_case(8 * 512, 512, RMSNORM_DTYPE_BF16)
+                 : full_case(direction, 8 * 512, 512, RMSNORM_DTYPE_BF16);
     c.sampled = 512;
-    for (const Name name : {kX, kY, kDy, kDx}) c[name].row_stride = 576;
+    for (const Name name : {kX, kY, kDy, kDx, kGate, kUp, kDgate}) c[name].row_stride = 576;
     EXPECT_TRUE(conforms(device(), c));
   }
 }

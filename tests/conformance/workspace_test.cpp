@@ -8,8 +8,6 @@
 namespace rmsnorm_test {
 namespace {
 
-constexpr Direction kDirections[] = {Direction::kForward, Direction::kBackward};
-
 class Workspace : public OnDevice {
  protected:
   size_t size_of(const Params &params) {
@@ -124,7 +122,7 @@ TEST_P(Workspace, QueriesLookAtNeitherDataNorStrides) {
             params.tensor(static_cast<Name>(i)).data = nullptr;
         EXPECT_EQ(size_of(params), size);
         EXPECT_EQ(name_of(params), name);
-        for (const Name tensor : {kX, kResidual, kY, kDy, kDx})
+        for (const Name tensor : {kX, kResidual, kY, kDy, kDx, kGate, kUp, kDgate})
           if (takes(direction, tensor)) params.tensor(tensor).row_stride = -cols - 7;
         EXPECT_EQ(size_of(params), size);
       }

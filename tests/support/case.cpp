@@ -6,29 +6,41 @@
 namespace rmsnorm_test {
 namespace {
 
-#define FORWARD(name) offsetof(rmsnorm_forward_params_t, name)
-#define BACKWARD(name) offsetof(rmsnorm_backward_params_t, name)
-constexpr size_t kNowhere = 0;
+#define IN(direction, name) \
+  { Role::kInput, offsetof(rmsnorm_##direction##_params_t, name) }
+#define OUT(direction, name) \
+  { Role::kOutput, offsetof(rmsnorm_##direction##_params_t, name) }
+#define NOT \
+  { Role::kNone, 0 }
 
+// Uses in the order of Direction.
 const NameInfo kNames[kNameCount] = {
-    {"x", Extent::kElements, true, true, false, false, FORWARD(x), BACKWARD(x)},
-    {"residual", Extent::kElements, true, false, false, false, FORWARD(residual), kNowhere},
-    {"weight", Extent::kVector, true, true, false, false, FORWARD(weight), BACKWARD(weight)},
-    {"bias", Extent::kVector, true, false, false, false, FORWARD(bias), kNowhere},
-    {"y", Extent::kElements, true, false, true, false, FORWARD(y), kNowhere},
-    {"residual_out", Extent::kElements, true, false, true, false, FORWARD(residual_out), kNowhere},
-    {"rstd", Extent::kRows, true, true, true, false, FORWARD(rstd), BACKWARD(rstd)},
-    {"dy", Extent::kElements, false, true, false, false, kNowhere, BACKWARD(dy)},
-    {"dresidual_out", Extent::kElements, false, true, false, false, kNowhere,
-     BACKWARD(dresidual_out)},
-    {"dx", Extent::kElements, false, true, false, true, kNowhere, BACKWARD(dx)},
-    {"dresidual", Extent::kElements, false, true, false, true, kNowhere, BACKWARD(dresidual)},
-    {"dweight", Extent::kVector, false, true, false, true, kNowhere, BACKWARD(dweight)},
-    {"dbias", Extent::kVector, false, true, false, true, kNowhere, BACKWARD(dbias)},
+    {"x", Extent::kElements, {IN(forward, x), IN(backward, x), NOT, NOT}},
+    {"residual", Extent::kElements, {IN(forward, residual), NOT, NOT, NOT}},
+    {"weight", Extent::kVector, {IN(forward, weight), IN(backward, weight), NOT, NOT}},
+    {"bias", Extent::kVector, {IN(forward, bias), NOT, NOT, NOT}},
+    {"y", Extent::kElements, {OUT(forward, y), NOT, OUT(glu_forward, y), NOT}},
+    {"residual_out", Extent::kElements, {OUT(forward, residual_out), NOT, NOT, NOT}},
+    {"rstd", Extent::kRows, {OUT(forward, rstd), IN(backward, rstd), NOT, NOT}},
+    {"dy", Extent::kElements, {NOT, IN(backward, dy), NOT, IN(glu_backward, dy)}},
+    {"dresidual_out", Extent::kElements, {NOT, IN(backward, dresidual_out), NOT, NOT}},
+    {"dx", Extent::kElements, {NOT, OUT(backward, dx), NOT, NOT}},
+    {"dresidual", Extent::kElements, {NOT, OUT(backward, dresidual), NOT, NOT}},
+    {"dweight", Extent::kVector, {NOT, OUT(backward, dweight), NOT, NOT}},
+    {"dbias", Extent::kVector, {NOT, OUT(backward, dbias), NOT, NOT}},
+    {"gate", Extent::kElements, {NOT, NOT, IN(glu_forward, gate), IN(glu_backward, gate)}},
+    {"up", Extent::kElements, {NOT, NOT, IN(glu_forward, up), IN(glu_backward, up)}},
+    {"dgate", Extent::kElements, {NOT, NOT, NOT, OUT(glu_backward, dgate)}},
+    {"dup", Extent::kElements, {NOT, NOT, NOT, OUT(glu_backward, dup)}},
 };
 
-#undef FORWARD
-#undef BACKWARD
+#undef IN
+#undef OUT
+#undef NOT
+
+const Use &use_of(Direction direction, Name name) {
+  return kNames[name].uses[static_cast<int>(direction)];
+}
 
 const char *text(rmsnorm_dtype_t dtype) { return rmsnorm::dtype_name(dtype); }
 
@@ -62,41 +74,61 @@ void put(Case *c, Name name, rmsnorm_dtype_t dtype) { (*c)[name].dtype = dtype; 
 
 const NameInfo &info(Name name) { return kNames[name]; }
 
-bool takes(Direction direction, Name name) {
-  return direction == Direction::kForward ? kNames[name].in_forward : kNames[name].in_backward;
+const char *text(Direction direction) {
+  constexpr const char *kTexts[] = {"forward", "backward", "glu_forward", "glu_backward"};
+  return kTexts[static_cast<int>(direction)];
 }
 
+bool takes(Direction direction, Name name) { return use_of(direction, name).role != Role::kNone; }
+
 bool is_output(Direction direction, Name name) {
-  return direction == Direction::kForward ? kNames[name].forward_output
-                                          : kNames[name].backward_output;
+  return use_of(direction, name).role == Role::kOutput;
 }
 
 rmsnorm_tensor_t &Params::tensor(Name name) {  // rmsnorm_input_t has the same layout
-  const bool is_forward = direction == Direction::kForward;
-  char *params =
-      is_forward ? reinterpret_cast<char *>(&forward) : reinterpret_cast<char *>(&backward);
-  const size_t offset = is_forward ? kNames[name].forward_offset : kNames[name].backward_offset;
-  return *reinterpret_cast<rmsnorm_tensor_t *>(params + offset);
+  char *const all[] = {reinterpret_cast<char *>(&forward), reinterpret_cast<char *>(&backward),
+                       reinterpret_cast<char *>(&glu_forward),
+                       reinterpret_cast<char *>(&glu_backward)};
+  char *const params = all[static_cast<int>(direction)];
+  return *reinterpret_cast<rmsnorm_tensor_t *>(params + use_of(direction, name).offset);
 }
 
 rmsnorm_status_t run(const rmsnorm_context_t *context, const Params &params, void *workspace,
                      size_t workspace_size, void *stream) {
-  return params.direction == Direction::kForward
-             ? rmsnorm_forward(context, &params.forward, workspace, workspace_size, stream)
-             : rmsnorm_backward(context, &params.backward, workspace, workspace_size, stream);
+  switch (params.direction) {
+    case Direction::kForward:
+      return rmsnorm_forward(context, &params.forward, workspace, workspace_size, stream);
+    case Direction::kBackward:
+      return rmsnorm_backward(context, &params.backward, workspace, workspace_size, stream);
+    case Direction::kGluForward:
+      return rmsnorm_glu_forward(context, &params.glu_forward, workspace, workspace_size, stream);
+    default:
+      return rmsnorm_glu_backward(context, &params.glu_backward, workspace, workspace_size, stream);
+  }
 }
 
 rmsnorm_status_t query_size(const rmsnorm_context_t *context, const Params &params, size_t *size) {
-  return params.direction == Direction::kForward
-             ? rmsnorm_forward_workspace_size(context, &params.forward, size)
-             : rmsnorm_backward_workspace_size(context, &params.backward, size);
+  switch (params.direction) {
+    case Direction::kForward: return rmsnorm_forward_workspace_size(context, &params.forward, size);
+    case Direction::kBackward:
+      return rmsnorm_backward_workspace_size(context, &params.backward, size);
+    case Direction::kGluForward:
+      return rmsnorm_glu_forward_workspace_size(context, &params.glu_forward, size);
+    default: return rmsnorm_glu_backward_workspace_size(context, &params.glu_backward, size);
+  }
 }
 
 rmsnorm_status_t query_name(const rmsnorm_context_t *context, const Params &params, char *name,
                             size_t capacity) {
-  return params.direction == Direction::kForward
-             ? rmsnorm_forward_kernel_name(context, &params.forward, name, capacity)
-             : rmsnorm_backward_kernel_name(context, &params.backward, name, capacity);
+  switch (params.direction) {
+    case Direction::kForward:
+      return rmsnorm_forward_kernel_name(context, &params.forward, name, capacity);
+    case Direction::kBackward:
+      return rmsnorm_backward_kernel_name(context, &params.backward, name, capacity);
+    case Direction::kGluForward:
+      return rmsnorm_glu_forward_kernel_name(context, &params.glu_forward, name, capacity);
+    default: return rmsnorm_glu_backward_kernel_name(context, &params.glu_backward, name, capacity);
+  }
 }
 
 int64_t Case::rows_of(Name name) const { return info(name).extent == Extent::kVector ? 1 : rows; }
@@ -121,16 +153,17 @@ int64_t Case::resolved_group_stride(Name name) const {
 
 rmsnorm_dtype_t Case::h_dtype() const {
   const rmsnorm_dtype_t x = tensors[kX].dtype;
-  if (direction == Direction::kBackward || !has(kResidual)) return x;
+  if (direction != Direction::kForward || !has(kResidual)) return x;
   if (has(kResidualOut)) return tensors[kResidualOut].dtype;
   return tensors[kResidual].dtype == x ? x : RMSNORM_DTYPE_F32;
 }
 
 std::ostream &operator<<(std::ostream &out, const Case &c) {
-  out << (c.direction == Direction::kForward ? "forward" : "backward") << " rows=" << c.rows
-      << " groups=" << c.groups << " cols=" << c.cols << " eps=" << c.eps
-      << " weight_offset=" << c.weight_offset << " rounding=" << c.rounding << " flags=" << c.flags
-      << " seed=" << c.seed;
+  out << text(c.direction) << " rows=" << c.rows << " groups=" << c.groups << " cols=" << c.cols;
+  if (is_glu(c.direction)) out << " activation=" << c.activation;
+  else
+    out << " eps=" << c.eps << " weight_offset=" << c.weight_offset << " rounding=" << c.rounding;
+  out << " flags=" << c.flags << " seed=" << c.seed;
   if (c.fence != Fence::kNone)
     out << (c.fence == Fence::kBefore ? " fence before" : " fence after");
   for (int i = 0; i < kNameCount; ++i) {
@@ -178,7 +211,22 @@ Case backward_case(int64_t rows, int64_t cols, rmsnorm_dtype_t dtype) {
   return c;
 }
 
+Case glu_case(Direction direction, rmsnorm_activation_t activation, int64_t rows, int64_t cols,
+              rmsnorm_dtype_t dtype) {
+  Case c;
+  c.direction = direction;
+  c.activation = activation;
+  c.rows = rows;
+  c.cols = cols;
+  for (const Name name : {kY, kDy, kGate, kUp, kDgate, kDup})
+    if (takes(direction, name)) put(&c, name, dtype);
+  c[kGate].scale = 3;
+  return c;
+}
+
 Case full_case(Direction direction, int64_t rows, int64_t cols, rmsnorm_dtype_t dtype) {
+  if (is_glu(direction))
+    return glu_case(direction, kActivations[(rows + cols) % 3], rows, cols, dtype);
   if (direction == Direction::kForward) {
     Case c = add_case(rows, cols, dtype);
     put(&c, kBias, dtype);

@@ -14,7 +14,16 @@ namespace rmsnorm_test {
 
 using rmsnorm::Extent;
 
-enum class Direction { kForward, kBackward };
+enum class Direction { kForward, kBackward, kGluForward, kGluBackward };
+constexpr int kDirectionCount = 4;
+constexpr Direction kDirections[] = {Direction::kForward, Direction::kBackward,
+                                     Direction::kGluForward, Direction::kGluBackward};
+constexpr Direction kNormDirections[] = {Direction::kForward, Direction::kBackward};
+constexpr Direction kGluDirections[] = {Direction::kGluForward, Direction::kGluBackward};
+const char *text(Direction direction);
+inline bool is_glu(Direction direction) {
+  return direction == Direction::kGluForward || direction == Direction::kGluBackward;
+}
 
 enum Name {
   kX,
@@ -30,35 +39,54 @@ enum Name {
   kDresidual,
   kDweight,
   kDbias,
+  kGate,
+  kUp,
+  kDgate,
+  kDup,
   kNameCount,
   kNone = -1
 };
 
 // What the ABI says of a tensor, written down once more here: tests do not read the library's
 // table.
+enum class Role { kNone, kInput, kOutput };
+struct Use {
+  Role role;
+  size_t offset;  // in the params
+};
 struct NameInfo {
   const char *text;
   Extent extent;
-  bool in_forward, in_backward;
-  bool forward_output, backward_output;
-  size_t forward_offset, backward_offset;  // in the params
+  Use uses[kDirectionCount];
 };
 const NameInfo &info(Name name);
 bool takes(Direction direction, Name name);
 bool is_output(Direction direction, Name name);
 
-// The params of either direction.
+// The params of each direction.
 struct Params {
   Direction direction;
   rmsnorm_forward_params_t forward = RMSNORM_FORWARD_PARAMS_INIT;
   rmsnorm_backward_params_t backward = RMSNORM_BACKWARD_PARAMS_INIT;
+  rmsnorm_glu_forward_params_t glu_forward = RMSNORM_GLU_FORWARD_PARAMS_INIT;
+  rmsnorm_glu_backward_params_t glu_backward = RMSNORM_GLU_BACKWARD_PARAMS_INIT;
 
   explicit Params(Direction of) : direction(of) {}
   rmsnorm_tensor_t &tensor(Name name);
   template <class Edit>
-  void edit_head(Edit edit) {  // what both begin with: edit(params)
+  void edit_norm(Edit edit) {  // edit(params), of what the norm's have in common
     edit(&forward);
     edit(&backward);
+  }
+  template <class Edit>
+  void edit_glu(Edit edit) {
+    edit(&glu_forward);
+    edit(&glu_backward);
+  }
+  template <class Edit>
+  void edit_head(Edit edit) {  // what all begin with
+    edit_norm(edit);
+    edit_glu(edit);
   }
 };
 rmsnorm_status_t run(const rmsnorm_context_t *context, const Params &params, void *workspace,
@@ -95,6 +123,7 @@ struct Case {
   int64_t rows = 0, groups = 1, cols = 0;
   double eps = 1e-6, weight_offset = 0;
   rmsnorm_rounding_t rounding = RMSNORM_ROUNDING_ONCE;
+  rmsnorm_activation_t activation = RMSNORM_ACTIVATION_SILU;
   uint32_t flags = 0;
   uint64_t seed = 1;
   int64_t sampled = 0;         // how many (row, group) are compared with the reference; 0: all
@@ -122,10 +151,16 @@ Case forward_case(int64_t rows, int64_t cols, rmsnorm_dtype_t dtype);
 Case add_case(int64_t rows, int64_t cols, rmsnorm_dtype_t dtype);
 // dy, x, weight, dx and dweight; rstd is recomputed.
 Case backward_case(int64_t rows, int64_t cols, rmsnorm_dtype_t dtype);
+// gate, up and y, or dy, gate, up, dgate and dup.
+Case glu_case(Direction direction, rmsnorm_activation_t activation, int64_t rows, int64_t cols,
+              rmsnorm_dtype_t dtype);
 // With every optional tensor of the direction, and an rstd that is right for x where backward reads
-// it.
+// it. The gated activations take turns, by rows + cols.
 Case full_case(Direction direction, int64_t rows, int64_t cols, rmsnorm_dtype_t dtype);
 
+constexpr rmsnorm_activation_t kActivations[] = {RMSNORM_ACTIVATION_SILU,
+                                                 RMSNORM_ACTIVATION_GELU_TANH,
+                                                 RMSNORM_ACTIVATION_GELU_ERF};
 constexpr rmsnorm_dtype_t kHalf[] = {RMSNORM_DTYPE_F16, RMSNORM_DTYPE_BF16};
 constexpr rmsnorm_dtype_t kMixable[] = {RMSNORM_DTYPE_F32, RMSNORM_DTYPE_F16, RMSNORM_DTYPE_BF16};
 constexpr rmsnorm_dtype_t kDtypes[] = {RMSNORM_DTYPE_F32, RMSNORM_DTYPE_F16, RMSNORM_DTYPE_BF16,

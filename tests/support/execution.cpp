@@ -175,11 +175,14 @@ void Execution::write_params() {
     head->rows = case_.rows;
     head->groups = case_.groups;
     head->cols = case_.cols;
-    head->eps = case_.eps;
-    head->weight_offset = case_.weight_offset;
-    head->rounding = case_.rounding;
     head->flags = case_.flags;
   });
+  params.edit_norm([&](auto *norm) {
+    norm->eps = case_.eps;
+    norm->weight_offset = case_.weight_offset;
+    norm->rounding = case_.rounding;
+  });
+  params.edit_glu([&](auto *glu) { glu->activation = case_.activation; });
 }
 
 void Execution::upload() {
@@ -322,6 +325,23 @@ rmsnorm::BackwardProblem Execution::backward_problem() const {
   p.dweight = view(kDweight), p.dbias = view(kDbias);
   const Name sums = case_.has(kDweight) ? kDweight : kDbias;
   p.per_group = case_.has(sums) && p.groups > 1 && case_.resolved_group_stride(sums) != 0;
+  return p;
+}
+
+rmsnorm::GluForwardProblem Execution::glu_forward_problem() const {
+  rmsnorm::GluForwardProblem p;
+  p.rows = case_.rows, p.groups = case_.group_count(), p.cols = case_.cols;
+  p.activation = case_.activation;
+  p.gate = view(kGate), p.up = view(kUp), p.y = view(kY);
+  return p;
+}
+
+rmsnorm::GluBackwardProblem Execution::glu_backward_problem() const {
+  rmsnorm::GluBackwardProblem p;
+  p.rows = case_.rows, p.groups = case_.group_count(), p.cols = case_.cols;
+  p.activation = case_.activation;
+  p.dy = view(kDy), p.gate = view(kGate), p.up = view(kUp);
+  p.dgate = view(kDgate), p.dup = view(kDup);
   return p;
 }
 

@@ -47,6 +47,8 @@ class Execution {
   // The tensors as they were before the call, for the reference.
   rmsnorm::ForwardProblem forward_problem() const;
   rmsnorm::BackwardProblem backward_problem() const;
+  rmsnorm::GluForwardProblem glu_forward_problem() const;
+  rmsnorm::GluBackwardProblem glu_backward_problem() const;
 
   // The name that the library gives to the kernel, "" on failure.
   std::string kernel_name() const;

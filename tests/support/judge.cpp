@@ -8,6 +8,7 @@
 #include <thread>
 
 #include "errors.h"
+#include "reference/glu.h"
 #include "reference/reference.h"
 
 namespace rmsnorm_test {
@@ -319,6 +320,75 @@ testing::AssertionResult judge_sums(const Execution &execution) {
   return testing::AssertionSuccess();
 }
 
+// ---- Gated activations --------------------------------------------------------------------------
+
+// rmsnorm.h, 'Gated activations'.
+Bound glu_bound_of(bool cuda, const Case &c, Name name) {
+  const rmsnorm_dtype_t dtype = c[name].dtype;
+  const bool fp64 = dtype == RMSNORM_DTYPE_F64;
+  const double single = c.activation == RMSNORM_ACTIVATION_SILU ? 2 : 4;
+  const double ulps = !cuda ? (fp64 ? 2 : 0.501) : fp64 ? 8 : is_half(dtype) ? 0.51 : single;
+  const int cancelled = fp64 ? -48 : cuda ? -20 : -40;
+  return {ulps, name == kDgate ? std::ldexp(1, cancelled) : 0};
+}
+
+// body(col) for each column of a row or, of a wide one, for its ends and every 13th between them:
+// elements are independent.
+template <class Body>
+void over_cols(const Case &c, const Body &body) {
+  constexpr int64_t kEnds = 600;
+  for (int64_t col = 0; col < c.cols; ++col)
+    if (c.cols < 8192 || col < kEnds || col >= c.cols - kEnds || col % 13 == 0) body(col);
+}
+
+// up or dy is Inf where act(gate) is next to nothing: Inf times that, or times 0.
+bool inf_times_little(double factor, double gate) {
+  return std::isinf(factor) && std::isfinite(gate) && gate < -9;
+}
+
+testing::AssertionResult judge_glu(const Execution &execution) {
+  const Case &c = execution.tested();
+  const bool cuda = execution.device().is_cuda();
+  const char *const activation = rmsnorm::activation_name(c.activation);
+  std::vector<Name> names;
+  std::vector<Judge> fresh;
+  for (const Name name : {kY, kDgate, kDup}) {
+    if (!takes(c.direction, name) || !c.has(name)) continue;
+    names.push_back(name);
+    fresh.push_back({c, name, glu_bound_of(cuda, c, name)});
+  }
+  const std::vector<Judge> judges =
+      over_rows(c, fresh, [&](std::vector<Judge> *own, int64_t row, int64_t group) {
+        over_cols(c, [&](int64_t col) {
+          const double gate = execution.input(kGate, row, group, col);
+          const double up = execution.input(kUp, row, group, col);
+          if (c.direction == Direction::kGluForward) {
+            if (inf_times_little(up, gate)) return;
+            (*own)[0].compare(execution.output(kY, row, group, col),
+                              rmsnorm::reference::glu_y(c.activation, gate, up), 0, row, group,
+                              col);
+            return;
+          }
+          const double dy = execution.input(kDy, row, group, col);
+          const rmsnorm::reference::GluGradients exact =
+              rmsnorm::reference::glu_gradients(c.activation, dy, gate, up);
+          for (size_t n = 0; n < names.size(); ++n) {
+            const bool is_dgate = names[n] == kDgate;
+            if (inf_times_little(dy, gate) || (is_dgate && inf_times_little(up, gate))) continue;
+            (*own)[n].compare(execution.output(names[n], row, group, col),
+                              is_dgate ? exact.dgate : exact.dup, is_dgate ? exact.magnitude : 0,
+                              row, group, col);
+          }
+        });
+      });
+  for (size_t n = 0; n < names.size(); ++n) {
+    const testing::AssertionResult verdict =
+        judges[n].verdict(execution, std::string(info(names[n]).text) + " " + activation);
+    if (!verdict) return verdict;
+  }
+  return testing::AssertionSuccess();
+}
+
 }  // namespace
 
 void on_host_threads(int64_t count, const std::function<void(int64_t)> &body) {
@@ -337,6 +407,7 @@ void on_host_threads(int64_t count, const std::function<void(int64_t)> &body) {
 testing::AssertionResult conforms(const Execution &execution) {
   const testing::AssertionResult memory = execution.nothing_else_written();
   if (!memory) return memory;
+  if (is_glu(execution.tested().direction)) return judge_glu(execution);
   if (execution.tested().direction == Direction::kForward) return judge_forward(execution);
   const testing::AssertionResult dx = judge_dx(execution);
   return dx ? judge_sums(execution) : dx;

@@ -16,15 +16,21 @@ std::vector<Name> tensors_of(Direction direction) {
 }
 
 bool is_required(Direction direction, Name name) {
-  return name == kX || name == kY || (direction == Direction::kBackward && name == kDy);
+  return takes(direction, name) &&
+         (name == kX || name == kY || name == kDy || name == kGate || name == kUp);
 }
 
 // The pairs that may be one and the same view.
 bool may_share(Name output, Name input) {
-  return (output == kY && input == kX) ||
+  return (output == kY && (input == kX || input == kGate || input == kUp)) ||
          (output == kResidualOut && (input == kResidual || input == kX)) ||
-         (output == kDx && (input == kDy || input == kX || input == kDresidualOut));
+         (output == kDx && (input == kDy || input == kX || input == kDresidualOut)) ||
+         (output == kDgate && (input == kGate || input == kDy)) ||
+         (output == kDup && (input == kUp || input == kDy));
 }
+
+// Whose dtype tells whether all is fp64.
+Name lead_of(Direction direction) { return is_glu(direction) ? kGate : kX; }
 
 char *address(Params *params, Name name) { return static_cast<char *>(params->tensor(name).data); }
 
@@ -47,9 +53,16 @@ class Table {
     add(std::move(rule), status, {std::move(text)},
         [edit](Params *params) { params->edit_head(edit); });
   }
+  template <class Edit>
+  void norm(std::string rule, rmsnorm_status_t status, std::string text, Edit edit) {
+    add(std::move(rule), status, {std::move(text)},
+        [edit](Params *params) { params->edit_norm(edit); });
+  }
 
   void shapes();
   void scalars();
+  void norm_scalars();
+  void activations();
   void one_tensor(Name name);
   void strides(Name name);
   void pairs(Name output);
@@ -84,21 +97,31 @@ void Table::scalars() {
        "struct_size = ", [](auto *p) { p->struct_size -= 8; });
   head("struct_size is beyond every limit", RMSNORM_ERROR_STRUCT_SIZE, "struct_size = 4097",
        [](auto *p) { p->struct_size = 4097; });
-  for (const double eps : {-1.0, -1e-300, static_cast<double>(NAN), HUGE_VAL, -HUGE_VAL})
-    head("eps", RMSNORM_ERROR_VALUE, "eps = ", [eps](auto *p) { p->eps = eps; });
-  for (const double offset :
-       {static_cast<double>(NAN), HUGE_VAL, -HUGE_VAL, 1e39, -1e39, 1e-39, 5e-324})
-    head("weight_offset", RMSNORM_ERROR_VALUE,
-         "weight_offset = ", [offset](auto *p) { p->weight_offset = offset; });
-  for (const int32_t rounding : {2, -1, 1 << 30})
-    head("rounding is unknown", RMSNORM_ERROR_NEWER_LIBRARY,
-         "rounding = " + std::to_string(rounding), [rounding](auto *p) { p->rounding = rounding; });
   head("a flag is unknown", RMSNORM_ERROR_NEWER_LIBRARY, "0x80000000",
        [](auto *p) { p->flags = 0x80000001u; });
   head("a flag is unknown", RMSNORM_ERROR_NEWER_LIBRARY, "flags", [](auto *p) { p->flags = 4; });
-  if (direction_ == Direction::kForward)
-    head("forward accumulates nothing", RMSNORM_ERROR_NEWER_LIBRARY, "0x2",
+  if (direction_ != Direction::kBackward)
+    head("nothing is accumulated", RMSNORM_ERROR_NEWER_LIBRARY, "0x2",
          [](auto *p) { p->flags = RMSNORM_FLAG_ACCUMULATE; });
+}
+
+void Table::norm_scalars() {
+  for (const double eps : {-1.0, -1e-300, static_cast<double>(NAN), HUGE_VAL, -HUGE_VAL})
+    norm("eps", RMSNORM_ERROR_VALUE, "eps = ", [eps](auto *p) { p->eps = eps; });
+  for (const double offset :
+       {static_cast<double>(NAN), HUGE_VAL, -HUGE_VAL, 1e39, -1e39, 1e-39, 5e-324})
+    norm("weight_offset", RMSNORM_ERROR_VALUE,
+         "weight_offset = ", [offset](auto *p) { p->weight_offset = offset; });
+  for (const int32_t rounding : {2, -1, 1 << 30})
+    norm("rounding is unknown", RMSNORM_ERROR_NEWER_LIBRARY,
+         "rounding = " + std::to_string(rounding), [rounding](auto *p) { p->rounding = rounding; });
+}
+
+void Table::activations() {
+  for (const int32_t activation : {3, -1, 1 << 30})
+    add("activation is unknown", RMSNORM_ERROR_NEWER_LIBRARY,
+        {"activation = " + std::to_string(activation)},
+        [=](Params *params) { params->edit_glu([=](auto *p) { p->activation = activation; }); });
 }
 
 void Table::one_tensor(Name name) {
@@ -108,12 +131,13 @@ void Table::one_tensor(Name name) {
   for (const int32_t dtype : {0x0108, 0x0410 + 1, -1})
     add(text + ".dtype is unknown", RMSNORM_ERROR_NEWER_LIBRARY, {text + ".dtype = 0x"},
         [=](Params *p) { p->tensor(name).dtype = dtype; });
-  if (name != kX)
+  const std::string lead = info(lead_of(direction_)).text;
+  if (text != lead)
     add(text + " is fp64 among fp32", RMSNORM_ERROR_DTYPE,
-        {text + ".dtype is fp64", "x.dtype fp32"},
+        {text + ".dtype is fp64", lead + ".dtype fp32"},
         [=](Params *p) { p->tensor(name).dtype = RMSNORM_DTYPE_F64; });
   else
-    add("x is fp64 among fp32", RMSNORM_ERROR_DTYPE, {".dtype is fp32", "x.dtype fp64"},
+    add(text + " is fp64 among fp32", RMSNORM_ERROR_DTYPE, {".dtype is fp32", lead + ".dtype fp64"},
         [=](Params *p) { p->tensor(name).dtype = RMSNORM_DTYPE_F64; });
   if (name == kRstd)
     for (const rmsnorm_dtype_t dtype : kHalf)
@@ -213,16 +237,20 @@ void Table::presence() {
   if (direction_ == Direction::kForward) {
     add("residual_out without residual", RMSNORM_ERROR_NULL, {"residual_out", "residual is absent"},
         [](Params *p) { p->forward.residual = RMSNORM_INPUT_INIT; });
-    return;
   }
-  add("no output", RMSNORM_ERROR_NULL, {"dx, dresidual, dweight and dbias"}, [](Params *p) {
-    for (const Name name : {kDx, kDresidual, kDweight, kDbias})
-      p->tensor(name) = RMSNORM_TENSOR_INIT;
-  });
+  if (direction_ == Direction::kBackward)
+    add("no output", RMSNORM_ERROR_NULL, {"dx, dresidual, dweight and dbias"}, [](Params *p) {
+      for (const Name name : {kDx, kDresidual, kDweight, kDbias})
+        p->tensor(name) = RMSNORM_TENSOR_INIT;
+    });
+  if (direction_ == Direction::kGluBackward)
+    add("no output", RMSNORM_ERROR_NULL, {"dgate and dup"}, [](Params *p) {
+      for (const Name name : {kDgate, kDup}) p->tensor(name) = RMSNORM_TENSOR_INIT;
+    });
 }
 
 void Table::group_sums() {
-  if (direction_ == Direction::kForward) return;
+  if (direction_ != Direction::kBackward) return;
   add("weight shared, gradients per group", RMSNORM_ERROR_NOT_SUPPORTED,
       {"weight.group_stride = 0", "dweight.group_stride = 40"},
       [](Params *p) { p->backward.dweight.group_stride = p->backward.dbias.group_stride = kCols; });
@@ -253,6 +281,8 @@ std::vector<Refusal> refusals(Direction direction) {
   Table table(direction);
   table.shapes();
   table.scalars();
+  if (is_glu(direction)) table.activations();
+  else table.norm_scalars();
   for (const Name name : tensors_of(direction)) {
     table.one_tensor(name);
     table.strides(name);

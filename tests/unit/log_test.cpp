@@ -10,6 +10,8 @@ namespace {
 
 using rmsnorm::BackwardProblem;
 using rmsnorm::ForwardProblem;
+using rmsnorm::GluBackwardProblem;
+using rmsnorm::GluForwardProblem;
 using rmsnorm::View;
 
 void store_line(void *user, const char *line) { *static_cast<std::string *>(user) = line; }
@@ -23,6 +25,12 @@ rmsnorm::Backend fake_backend() {
   backend.backward.kernel_name = [](const void *, const BackwardProblem &, char *name) {
     std::memset(name, 'k', RMSNORM_KERNEL_NAME_SIZE - 1);
     name[RMSNORM_KERNEL_NAME_SIZE - 1] = '\0';
+  };
+  backend.glu_forward.kernel_name = [](const void *, const GluForwardProblem &, char *name) {
+    std::strcpy(name, "fake_glu_forward");
+  };
+  backend.glu_backward.kernel_name = [](const void *, const GluBackwardProblem &, char *name) {
+    std::strcpy(name, "fake_glu_backward");
   };
   return backend;
 }
@@ -72,6 +80,41 @@ TEST(Log, BackwardLine) {
           "accumulate=1 dy=fp16:-100:0:0 x=fp16:100:0:2 dx=fp16:100:0:2@x kernel=kkk"),
       0u)
       << line;
+}
+
+// Packed [gate | up] rows, y in place; then gradients.
+TEST(Log, GluLines) {
+  const rmsnorm::Backend backend = fake_backend();
+  std::string line;
+  const rmsnorm_context_t context = {&backend, nullptr, 0, 1, store_line, &line};
+  GluForwardProblem forward;
+  forward.rows = 7, forward.groups = 2, forward.cols = 100;
+  forward.activation = RMSNORM_ACTIVATION_GELU_TANH;
+  forward.gate = make_view(0x10000, 400, 200, RMSNORM_DTYPE_BF16);
+  forward.up = make_view(0x100c8, 400, 200, RMSNORM_DTYPE_BF16);
+  forward.y = forward.up;
+  log_call(context, forward);
+  EXPECT_EQ(line,
+            "op=glu_forward device=fake:1 rows=7 groups=2 cols=100 activation=gelu_tanh overlap=0 "
+            "gate=bf16:400:200:0 up=bf16:400:200:200 y=bf16:400:200:200@up "
+            "kernel=fake_glu_forward");
+  GluBackwardProblem backward;
+  backward.rows = 3, backward.cols = 8, backward.overlap = true;
+  backward.dy = make_view(0x10000, 8, 0, RMSNORM_DTYPE_F32);
+  backward.gate = make_view(0x20010, 8, 0, RMSNORM_DTYPE_F16);
+  backward.up = make_view(0x30000, -8, 0, RMSNORM_DTYPE_F16);
+  backward.dup = backward.dy;
+  for (const auto &[activation, name] :
+       {std::pair<rmsnorm_activation_t, const char *>{RMSNORM_ACTIVATION_SILU, "silu"},
+        {RMSNORM_ACTIVATION_GELU_ERF, "gelu_erf"}}) {
+    backward.activation = activation;
+    log_call(context, backward);
+    EXPECT_EQ(line,
+              std::string("op=glu_backward device=fake:1 rows=3 groups=1 cols=8 activation=") +
+                  name +
+                  " overlap=1 dy=fp32:8:0:0 gate=fp16:8:0:16 up=fp16:-8:0:0 "
+                  "dup=fp32:8:0:0@dy kernel=fake_glu_backward");
+  }
 }
 
 // The longest line there is: all tensors, every number at its widest, the longest kernel name.

@@ -96,6 +96,8 @@ TEST(PublicStructs, SizesAndOffsets) {
   EXPECT_EQ(offsetof(rmsnorm_input_t, group_stride), offsetof(rmsnorm_tensor_t, group_stride));
   EXPECT_EQ(sizeof(rmsnorm_forward_params_t), 8 + 3 * 8 + 2 * 8 + 2 * 4 + 7 * 32u);
   EXPECT_EQ(sizeof(rmsnorm_backward_params_t), 8 + 3 * 8 + 2 * 8 + 2 * 4 + 9 * 32u);
+  EXPECT_EQ(sizeof(rmsnorm_glu_forward_params_t), 8 + 3 * 8 + 2 * 4 + 3 * 32u);
+  EXPECT_EQ(sizeof(rmsnorm_glu_backward_params_t), 8 + 3 * 8 + 2 * 4 + 5 * 32u);
   EXPECT_EQ(sizeof(rmsnorm_context_options_t), 8 + 4 * 4 + 4 * 8u);
   EXPECT_EQ(sizeof(rmsnorm_device_info_t), 8 + 6 * 4 + 2 * 8 + 128 + 32u);
 }

@@ -14,6 +14,8 @@ using rmsnorm::BackwardProblem;
 using rmsnorm::Check;
 using rmsnorm::Extent;
 using rmsnorm::ForwardProblem;
+using rmsnorm::GluBackwardProblem;
+using rmsnorm::GluForwardProblem;
 using rmsnorm::make_problem;
 using namespace rmsnorm_test;
 
@@ -22,9 +24,12 @@ Params params_of(const Case &c) {
   Params params(c.direction);
   params.edit_head([&](auto *head) {
     head->rows = c.rows, head->groups = c.groups, head->cols = c.cols;
-    head->eps = c.eps, head->weight_offset = c.weight_offset;
-    head->rounding = c.rounding, head->flags = c.flags;
+    head->flags = c.flags;
   });
+  params.edit_norm([&](auto *norm) {
+    norm->eps = c.eps, norm->weight_offset = c.weight_offset, norm->rounding = c.rounding;
+  });
+  params.edit_glu([&](auto *glu) { glu->activation = c.activation; });
   for (int i = 0; i < kNameCount; ++i) {
     const Name name = static_cast<Name>(i);
     if (!c.has(name) || !takes(c.direction, name)) continue;
@@ -38,8 +43,14 @@ Params params_of(const Case &c) {
 rmsnorm_status_t check(const Params &params, Check how) {
   ForwardProblem forward;
   BackwardProblem backward;
-  return params.direction == Direction::kForward ? make_problem(&params.forward, how, &forward)
-                                                 : make_problem(&params.backward, how, &backward);
+  GluForwardProblem glu_forward;
+  GluBackwardProblem glu_backward;
+  switch (params.direction) {
+    case Direction::kForward: return make_problem(&params.forward, how, &forward);
+    case Direction::kBackward: return make_problem(&params.backward, how, &backward);
+    case Direction::kGluForward: return make_problem(&params.glu_forward, how, &glu_forward);
+    default: return make_problem(&params.glu_backward, how, &glu_backward);
+  }
 }
 
 rmsnorm_status_t resolve(const Case &c, ForwardProblem *problem) {
@@ -57,7 +68,7 @@ TEST_P(Validate, EveryRule) {
   const Params good = params_of(unbroken_case(GetParam()));
   ASSERT_EQ(check(good, Check::kMemory), RMSNORM_SUCCESS) << last_error();
   const std::vector<Refusal> rules = refusals(GetParam());
-  EXPECT_GT(rules.size(), 150u);
+  EXPECT_GT(rules.size(), is_glu(GetParam()) ? 70u : 150u);
   for (const Refusal &refusal : rules) {
     Params bad = good;
     refusal.break_rule(&bad);
@@ -86,9 +97,11 @@ TEST_P(Validate, TheSameView) {
       if (check(params, Check::kMemory) == RMSNORM_SUCCESS)
         allowed += std::string(info(output).text) + " on " + info(other).text + ", ";
     }
-  EXPECT_EQ(allowed, GetParam() == Direction::kForward
-                         ? "y on x, residual_out on x, residual_out on residual, "
-                         : "dx on x, dx on dy, dx on dresidual_out, ");
+  constexpr const char *kAllowed[] = {"y on x, residual_out on x, residual_out on residual, ",
+                                      "dx on x, dx on dy, dx on dresidual_out, ",
+                                      "y on gate, y on up, ",
+                                      "dgate on dy, dgate on gate, dup on dy, dup on up, "};
+  EXPECT_EQ(allowed, kAllowed[static_cast<int>(GetParam())]);
 }
 
 // Inputs may share memory in any way.
@@ -111,14 +124,13 @@ TEST_P(Validate, EmptyTensorsNeedNoData) {
     if (c.has(static_cast<Name>(i)) && info(static_cast<Name>(i)).extent != Extent::kVector)
       params.tensor(static_cast<Name>(i)).data = nullptr;
   EXPECT_EQ(check(params, Check::kMemory), RMSNORM_SUCCESS) << last_error();
+  if (is_glu(GetParam())) return;
   params.tensor(kWeight).data = nullptr;  // has elements all the same
   EXPECT_EQ(check(params, Check::kMemory), RMSNORM_ERROR_NULL);
 }
 
-INSTANTIATE_TEST_SUITE_P(All, Validate, testing::Values(Direction::kForward, Direction::kBackward),
-                         [](const auto &tested) {
-                           return tested.param == Direction::kForward ? "forward" : "backward";
-                         });
+INSTANTIATE_TEST_SUITE_P(All, Validate, testing::ValuesIn(kDirections),
+                         [](const auto &tested) { return text(tested.param); });
 
 TEST(Problem, ScalarsAndFlags) {
   Case c = unbroken_case(Direction::kForward);
@@ -138,6 +150,28 @@ TEST(Problem, ScalarsAndFlags) {
   BackwardProblem backward;
   ASSERT_EQ(resolve(c, &backward), RMSNORM_SUCCESS);
   EXPECT_TRUE(backward.accumulate && !backward.overlap && !backward.per_group);
+}
+
+TEST(Problem, Activations) {
+  for (const rmsnorm_activation_t activation : kActivations)
+    for (const bool overlap : {false, true}) {
+      Case c = glu_case(Direction::kGluForward, activation, 4, 40, RMSNORM_DTYPE_F16);
+      c.groups = 3, c.flags = overlap ? RMSNORM_FLAG_OVERLAP : 0;
+      const Params forward = params_of(c);
+      GluForwardProblem problem;
+      ASSERT_EQ(make_problem(&forward.glu_forward, Check::kMemory, &problem), RMSNORM_SUCCESS);
+      EXPECT_TRUE(problem.rows == 4 && problem.groups == 3 && problem.cols == 40);
+      EXPECT_EQ(problem.activation, activation);
+      EXPECT_EQ(problem.overlap, overlap);
+      EXPECT_EQ(problem.up.data, forward.glu_forward.up.data);
+      c = glu_case(Direction::kGluBackward, activation, 4, 40, RMSNORM_DTYPE_F16);
+      c[kDgate] = {};
+      const Params backward = params_of(c);
+      GluBackwardProblem gradients;
+      ASSERT_EQ(make_problem(&backward.glu_backward, Check::kMemory, &gradients), RMSNORM_SUCCESS);
+      EXPECT_EQ(gradients.activation, activation);
+      EXPECT_TRUE(gradients.dup.present() && !gradients.dgate.present() && !gradients.overlap);
+    }
 }
 
 TEST(Problem, HDtype) {
@@ -225,6 +259,10 @@ TEST(Problem, Tables) {
   };
   compare(rmsnorm::kForwardTensors, Direction::kForward, sizeof(rmsnorm_forward_params_t));
   compare(rmsnorm::kBackwardTensors, Direction::kBackward, sizeof(rmsnorm_backward_params_t));
+  compare(rmsnorm::kGluForwardTensors, Direction::kGluForward,
+          sizeof(rmsnorm_glu_forward_params_t));
+  compare(rmsnorm::kGluBackwardTensors, Direction::kGluBackward,
+          sizeof(rmsnorm_glu_backward_params_t));
 }
 
 TEST(Workspace, Rules) {

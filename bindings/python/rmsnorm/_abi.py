@@ -53,10 +53,10 @@ DEVICE_CUDA = 2
 CONTEXT_PRELOAD = 1  # CUDA: load every kernel now, so that no later call lets the driver load code.
 # CUDA: ask the driver about each pointer of each call, and refuse what the device cannot use.
 CONTEXT_CHECK_POINTERS = 2
-# CPU: large outputs (y and residual_out, dx and dresidual) stay in the cache as far as they fit.
-# Without it, those of 16 MiB or more (or the last-level cache's size, if that is less) are written
-# past it, which is faster where input and output would not have stayed there anyway. The bits are
-# the same.
+# CPU: large outputs (y and residual_out, dx and dresidual, dgate and dup) stay in the cache as far
+# as they fit. Without it, those of 16 MiB or more (or the last-level cache's size, if that is less)
+# are written past it, which is faster where input and output would not have stayed there anyway.
+# The bits are the same.
 CONTEXT_KEEP_CACHED = 4
 
 # Where y is rounded.
@@ -89,12 +89,13 @@ FLAG_ACCUMULATE = 2
 # views with the packed width as row_stride, up's data cols elements further. Dtypes: each tensor
 # fp32, fp16 or bf16 on its own, or fp64 for all. No workspace is needed today; ask all the same.
 #
-# Bounds, in the tails too. y, dup, CPU: fp32 0.51 ulp, fp16 and bf16 0.501 ulp, fp64 4 ulp; CUDA:
-# fp16 and bf16 0.51 ulp, fp32 2 ulp (SILU) and 4 ulp (GELU), fp64 8 ulp. dgate the same and,
-# because its two terms may cancel, 2^-40 (CUDA 2^-20, fp64 2^-48) of |dy * up| * (s(g) + |g *
-# s'(g)|). The CPU gives the same bits on every ISA, thread count, split, alignment and stride; on
-# CUDA an element depends on its operands, the dtypes and the GPU's architecture alone. A NaN or
-# -Inf gate gives NaN.
+# Bounds, in the tails too. y, dup, CPU: fp32, fp16 and bf16 0.501 ulp, fp64 2 ulp; CUDA: fp16 and
+# bf16 0.51 ulp, fp32 2 ulp (SILU) and 4 ulp (GELU), fp64 8 ulp. dgate the same and, because its two
+# terms may cancel, 2^-40 (CUDA 2^-20, fp64 2^-48) of |dy * up| * (s(g) + |g * s'(g)|). The CPU
+# gives the same bits on every ISA, thread count, split, alignment and stride; on CUDA an element
+# depends on its operands, the dtypes and the GPU's architecture alone. A NaN or -Inf gate gives
+# NaN, and an Inf gate a NaN dgate; else an Inf spreads as it is, but where act(gate) or act'(gate)
+# is next to nothing, Inf times it may be NaN.
 #
 # Memory: y may be gate or up; dgate may be gate or dy, dup may be up or dy (same data, strides and
 # dtype); the rest as in rmsnorm_forward.
