@@ -462,11 +462,11 @@ RMSNORM_API rmsnorm_status_t rmsnorm_backward_kernel_name(const rmsnorm_context_
  *
  * Bounds, in the tails too. y, dup, CPU: fp32, fp16 and bf16 0.501 ulp, fp64 2 ulp; CUDA: fp16 and
  * bf16 0.51 ulp, fp32 2 ulp (SILU) and 4 ulp (GELU), fp64 8 ulp. dgate the same and, because its
- * two terms may cancel, 2^-40 (CUDA 2^-20, fp64 2^-48) of |dy * up| * (s(g) + |g * s'(g)|). The CPU
- * gives the same bits on every ISA, thread count, split, alignment and stride; on CUDA an element
- * depends on its operands, the dtypes and the GPU's architecture alone. A NaN or -Inf gate gives
- * NaN, and an Inf gate a NaN dgate; else an Inf spreads as it is, but where act(gate) or act'(gate)
- * is next to nothing, Inf times it may be NaN.
+ * two terms may cancel, 2^-40 (CUDA: fp32 2^-20, fp16 and bf16 2^-17; fp64 2^-48) of |dy * up| *
+ * (s(g) + |g * s'(g)|). The CPU gives the same bits on every ISA, thread count, split, alignment
+ * and stride; on CUDA an element depends on its operands, the dtypes and the GPU's architecture
+ * alone. A NaN or -Inf gate gives NaN, and an Inf gate a NaN dgate; else an Inf spreads as it is,
+ * but where act(gate) or act'(gate) is next to nothing, Inf times it may be NaN.
  *
  * Memory: y may be gate or up; dgate may be gate or dy, dup may be up or dy (same data, strides and
  * dtype); the rest as in rmsnorm_forward.

@@ -182,7 +182,7 @@ rmsnorm_status_t read_tensor(const Tensor<Problem> &row, const void *params, Che
     if (view.data == nullptr && !box.empty())
       return fail(RMSNORM_ERROR_NULL, "%s.data is NULL, but %s has elements", name, name);
     const int64_t size = element_size(view.dtype);
-    if (reinterpret_cast<uintptr_t>(view.data) % static_cast<uintptr_t>(size) != 0)
+    if ((reinterpret_cast<uintptr_t>(view.data) & static_cast<uintptr_t>(size - 1)) != 0)
       return fail(RMSNORM_ERROR_ALIGNMENT,
                   "%s.data = %p is not a multiple of its %lld-byte elements", name,
                   static_cast<void *>(view.data), (long long)size);

@@ -120,6 +120,7 @@ rmsnorm_status_t prepare_kernels(State *state, bool all) {
   const KernelVisitor visitor = {*state, all};
   RMSNORM_TRY(visit_forward_kernels(visitor));
   RMSNORM_TRY(visit_backward_kernels(visitor));
+  RMSNORM_TRY(visit_glu_kernels(visitor));
   // PTX for an older architecture runs on a newer device, but does not wait for its predecessor.
   cudaFuncAttributes attributes;
   if (const cudaError_t error = cudaFuncGetAttributes(&attributes, any_kernel()))
@@ -195,6 +196,8 @@ const Backend kCudaBackend = {"cuda",
                               cuda::create,
                               cuda::destroy,
                               cuda::check_pointer,
+                              {cuda::workspace_size, cuda::kernel_name, cuda::run},
+                              {cuda::workspace_size, cuda::kernel_name, cuda::run},
                               {cuda::workspace_size, cuda::kernel_name, cuda::run},
                               {cuda::workspace_size, cuda::kernel_name, cuda::run},
                               true};

@@ -72,11 +72,6 @@ rmsnorm_dtype_t row_dtype(const ForwardProblem &p) {
   return same ? dtype : rmsnorm_dtype_t(RMSNORM_DTYPE_NONE);
 }
 
-// Whether one stride walks the (row, group) pairs of a view; `groups` of them are one row.
-bool is_one_stride(const View &view, int64_t groups) {
-  return !view.present() || view.row_stride == groups * view.group_stride;
-}
-
 struct Plan {
   rmsnorm_dtype_t dtype;  // of the row's tensors; NONE: mixed
   int width;              // elements of a vector

@@ -12,6 +12,12 @@ rmsnorm_status_t run(const void *state, const ForwardProblem &problem, const Lau
 size_t workspace_size(const void *state, const BackwardProblem &problem);
 void kernel_name(const void *state, const BackwardProblem &problem, char *name);
 rmsnorm_status_t run(const void *state, const BackwardProblem &problem, const Launch &launch);
+size_t workspace_size(const void *state, const GluForwardProblem &problem);
+void kernel_name(const void *state, const GluForwardProblem &problem, char *name);
+rmsnorm_status_t run(const void *state, const GluForwardProblem &problem, const Launch &launch);
+size_t workspace_size(const void *state, const GluBackwardProblem &problem);
+void kernel_name(const void *state, const GluBackwardProblem &problem, char *name);
+rmsnorm_status_t run(const void *state, const GluBackwardProblem &problem, const Launch &launch);
 
 // The row kernels' instantiations; NONE stands for mixed dtypes, switched at run time.
 constexpr rmsnorm_dtype_t kRowDtypes[] = {RMSNORM_DTYPE_BF16, RMSNORM_DTYPE_F16, RMSNORM_DTYPE_F32,
@@ -31,6 +37,7 @@ struct KernelVisitor {
 };
 rmsnorm_status_t visit_forward_kernels(const KernelVisitor &visitor);
 rmsnorm_status_t visit_backward_kernels(const KernelVisitor &visitor);
+rmsnorm_status_t visit_glu_kernels(const KernelVisitor &visitor);
 const void *any_kernel();
 
 }  // namespace rmsnorm::cuda

@@ -89,13 +89,18 @@ rmsnorm_status_t launch(const State &state, const void *kernel, const LaunchShap
 // Blocks of one launch are at most 2^31 - 1.
 constexpr int64_t kMostBlocks = 0x7fffffff;
 
-// Whether every row of a view starts at a multiple of `bytes`; absent views do.
+// Whether every row of a view starts at a multiple of `bytes`, a power of two; absent views do.
 inline bool rows_aligned(const View &view, int64_t bytes) {
   const int64_t size = view.present() ? element_size(view.dtype) : 0;
-  return (reinterpret_cast<uintptr_t>(view.data) | static_cast<uintptr_t>(view.row_stride * size) |
-          static_cast<uintptr_t>(view.group_stride * size)) %
-             static_cast<uintptr_t>(bytes) ==
-         0;
+  const uintptr_t places = reinterpret_cast<uintptr_t>(view.data) |
+                           static_cast<uintptr_t>(view.row_stride * size) |
+                           static_cast<uintptr_t>(view.group_stride * size);
+  return (places & static_cast<uintptr_t>(bytes - 1)) == 0;
+}
+
+// Whether one stride walks the (row, group) pairs of a view; `groups` of them are one row.
+inline bool is_one_stride(const View &view, int64_t groups) {
+  return !view.present() || view.row_stride == groups * view.group_stride;
 }
 
 inline Matrix matrix_of(const View &view) {

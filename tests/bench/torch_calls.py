@@ -4,9 +4,12 @@ allocation but for the workspace, the params built once per set of buffers.
     fwd(x, w, y)                  y = rmsnorm(x) * w
     bwd(dy, x, w, rstd, dx, dw)   rstd: fp32, one per row
     add(x, residual, w, y, h)     h = x + residual; y = rmsnorm(h) * w
+    glu(gate, up, y)              y = act(gate) * up
+    glu_bwd(dy, gate, up, dgate, dup)
 
 x, y, ... are (rows, cols) of fp32, fp16 or bf16 with stride 1 in cols. RMSNORM_LIBRARY names the
-librmsnorm.so to load; RMSNORM_BENCH_OVERLAP=1 sets RMSNORM_FLAG_OVERLAP. make_fwd, make_bwd and
+librmsnorm.so to load; RMSNORM_BENCH_OVERLAP=1 sets RMSNORM_FLAG_OVERLAP; RMSNORM_BENCH_ACTIVATION
+is silu (the default), gelu_tanh or gelu_erf. make_fwd, make_bwd and
 make_add give the same calls as objects, for callers that keep them, with flags of their own.
 """
 import ctypes
@@ -17,6 +20,8 @@ import torch
 EPS = 1e-6
 DTYPES = {torch.float32: 0x0220, torch.float16: 0x0210, torch.bfloat16: 0x0410}
 FLAGS = 1 if os.environ.get("RMSNORM_BENCH_OVERLAP") == "1" else 0
+ACTIVATION = ("silu", "gelu_tanh", "gelu_erf").index(
+    os.environ.get("RMSNORM_BENCH_ACTIVATION", "silu"))
 DEVICE_CUDA = 2
 
 
@@ -40,6 +45,17 @@ class Backward(ctypes.Structure):
     _fields_ = HEAD + [(name, Tensor) for name in
                        ("dy", "x", "weight", "rstd", "dresidual_out", "dx", "dresidual", "dweight",
                         "dbias")]
+
+
+GLU_HEAD = HEAD[:4] + [("activation", ctypes.c_int32), ("flags", ctypes.c_uint32)]
+
+
+class GluForward(ctypes.Structure):
+    _fields_ = GLU_HEAD + [(name, Tensor) for name in ("gate", "up", "y")]
+
+
+class GluBackward(ctypes.Structure):
+    _fields_ = GLU_HEAD + [(name, Tensor) for name in ("dy", "gate", "up", "dgate", "dup")]
 
 
 class ContextOptions(ctypes.Structure):
@@ -134,6 +150,23 @@ def make_add(x, residual, w, y, h, flags=FLAGS):
                                   weight=view(w), y=view(y), residual_out=view(h)))
 
 
+def glu_params(kind, shape, **tensors):
+    m, n = shape
+    return kind(ctypes.sizeof(kind), m, 1, n, ACTIVATION, FLAGS, **tensors)
+
+
+def make_glu(gate, up, y):
+    return Call("glu_forward", glu_params(GluForward, gate.shape, gate=view(gate), up=view(up),
+                                          y=view(y)))
+
+
+def make_glu_bwd(dy, gate, up, dgate, dup):
+    return Call("glu_backward", glu_params(GluBackward, gate.shape, dy=view(dy), gate=view(gate),
+                                           up=view(up), dgate=view(dgate), dup=view(dup)))
+
+
 def fwd(x, w, y): cached(make_fwd, x, w, y)
 def bwd(dy, x, w, rstd, dx, dw): cached(make_bwd, dy, x, w, rstd, dx, dw)
 def add(x, residual, w, y, h): cached(make_add, x, residual, w, y, h)
+def glu(gate, up, y): cached(make_glu, gate, up, y)
+def glu_bwd(dy, gate, up, dgate, dup): cached(make_glu_bwd, dy, gate, up, dgate, dup)

@@ -134,18 +134,20 @@ __device__ inline void store_span(char *data, int left, const Vector<T> (&in)[V]
 
 // ---- The same through shared memory: V * 32 + 1 slots of a warp, lane by lane.
 
-// Starts copying 16 bytes, of which those beyond the first `bytes` (any int) are zeroed, not read.
+// Starts copying 16 bytes; where fewer (`bytes`, any int) are left, those alone are read, at once,
+// and the others zeroed.
 __device__ inline void copy_block(uint4 *slot, const char *block, int bytes) {
-  bytes = bytes < 0 ? 0 : bytes > 16 ? 16 : bytes;
 #if __CUDA_ARCH__ >= 800
-  asm volatile("cp.async.ca.shared.global [%0], [%1], 16, %2;" ::"r"(
-                   uint32_t(__cvta_generic_to_shared(slot))),
-               "l"(block), "r"(bytes)
-               : "memory");
-#else
+  if (bytes >= 16) {
+    asm volatile("cp.async.ca.shared.global [%0], [%1], 16;" ::"r"(
+                     uint32_t(__cvta_generic_to_shared(slot))),
+                 "l"(block)
+                 : "memory");
+    return;
+  }
+#endif
   const Vector<uint16_t> read = load_elements<uint16_t>(block, bytes / 2, 2);
   *slot = make_uint4(read.word[0], read.word[1], read.word[2], read.word[3]);
-#endif
 }
 
 // Starts copying the blocks that hold `vectors` vectors of each lane; `slots`: this lane's first.

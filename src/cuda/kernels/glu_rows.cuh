@@ -1,0 +1,83 @@
+// What the gated activations' kernels know of the shape: each element stands alone, so a thread may
+// have any; those of a warp are neighbours. Items are the vectors of all rows, one after another,
+// one a thread.
+#pragma once
+
+#include "cuda/kernels/glu_functions.cuh"
+#include "cuda/kernels/rows.cuh"
+
+namespace rmsnorm::cuda {
+namespace {
+
+constexpr int kGluThreads = 256;  // of a block, at most
+
+// Where a thread's vector is.
+struct GluPlace {
+  int64_t row = 0, group = 0, col = 0;
+  int left = 0;  // elements from here to the row's end, cut to 4 vectors; none: 0 or less
+};
+
+__device__ inline int64_t item_of_thread() {
+  return int64_t(blockIdx.x) * blockDim.x + threadIdx.x;
+}
+
+__device__ inline int elements_left(int64_t elements, int width) {
+  return elements < 4 * width ? int(elements) : 4 * width;
+}
+
+// Rows that stand anywhere.
+struct GluArgs {
+  using Tensor = Matrix;
+  Matrix dy, gate, up, y, dgate, dup;
+  Tasks items;  // (row, vector of the row)
+  Tasks rows;   // (row, group)
+  int64_t cols;
+  rmsnorm_activation_t activation;
+  bool aligned_rows;  // each starts at a multiple of the vector
+  bool overlap;
+
+  __device__ bool aligned() const { return aligned_rows; }
+  __device__ char *row_of(const Matrix &matrix, const GluPlace &place) const {
+    char *const row = matrix.data + place.row * matrix.row_stride;
+    return rows.groups == 1 ? row : row + place.group * matrix.group_stride;
+  }
+  __device__ GluPlace place(int width) const {
+    GluPlace place;
+    const int64_t item = item_of_thread();
+    if (item >= items.count) return place;
+    int64_t index, vector;
+    items.locate(item, &index, &vector);
+    rows.locate(index, &place.row, &place.group);
+    place.col = vector * width;
+    place.left = elements_left(cols - place.col, width);
+    return place;
+  }
+};
+
+// A contiguous tensor.
+struct FlatTensor {
+  char *data;
+  static constexpr rmsnorm_dtype_t dtype = RMSNORM_DTYPE_NONE;  // the kernel knows
+};
+
+// Contiguous and aligned tensors of one dtype. Small: a short call waits for each line of
+// arguments.
+struct FlatGluArgs {
+  using Tensor = FlatTensor;
+  int64_t count;  // elements
+  rmsnorm_activation_t activation;
+  bool overlap;
+  FlatTensor gate, up, y, dy, dgate, dup;
+
+  __device__ static constexpr bool aligned() { return true; }
+  __device__ static char *row_of(const FlatTensor &tensor, const GluPlace &) { return tensor.data; }
+  __device__ GluPlace place(int width) const {
+    GluPlace place;
+    place.col = item_of_thread() * width;
+    place.left = elements_left(count - place.col, width);
+    return place;
+  }
+};
+
+}  // namespace
+}  // namespace rmsnorm::cuda
