@@ -19,17 +19,19 @@ class Bounds(NamedTuple):
     vectors: float
     glu: Dict[np.dtype, float]  # y and dup
     gelu: Dict[np.dtype, float]
-    dgate: float
+    dgate: Dict[np.dtype, float]  # of the absolute terms
 
 
 CPU = Bounds({F32: 0.501, F16: 0.501, BF16: 0.501, F64: 2}, 2.0**-48, 0.501,
              {F32: 0.501, F16: 0.501, BF16: 0.501, F64: 2}, 2.0**-40, 2.0**-40,
-             {F32: 0.51, F16: 0.501, BF16: 0.501, F64: 4},
-             {F32: 0.51, F16: 0.501, BF16: 0.501, F64: 4}, 2.0**-40)
+             {F32: 0.501, F16: 0.501, BF16: 0.501, F64: 2},
+             {F32: 0.501, F16: 0.501, BF16: 0.501, F64: 2},
+             {F32: 2.0**-40, F16: 2.0**-40, BF16: 2.0**-40, F64: 2.0**-48})
 CUDA = Bounds({F32: 1, F16: 0.51, BF16: 0.51, F64: 2}, 2.0**-22, 1,
               {F32: 1, F16: 0.51, BF16: 0.51, F64: 2}, 2.0**-19, 2.0**-18,
               {F32: 2, F16: 0.51, BF16: 0.51, F64: 8},
-              {F32: 4, F16: 0.51, BF16: 0.51, F64: 8}, 2.0**-20)
+              {F32: 4, F16: 0.51, BF16: 0.51, F64: 8},
+              {F32: 2.0**-20, F16: 2.0**-17, BF16: 2.0**-17, F64: 2.0**-48})
 
 
 class Device:
@@ -196,6 +198,5 @@ def judge_glu(device: Device, activation: str, exact: Any, y: Any = None, dgate:
         if found is None:
             continue
         dtype = device.numpy(found).dtype
-        share = 2.0**-48 if dtype == F64 else device.bounds.dgate
-        more = share * exact.dgate_terms if name == "dgate" else 0
+        more = device.bounds.dgate[dtype] * exact.dgate_terms if name == "dgate" else 0
         judge(device, name, found, getattr(exact, name), bounds[dtype], more)
