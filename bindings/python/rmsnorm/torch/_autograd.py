@@ -15,6 +15,7 @@ from . import _calls, _definition, _watch
 Grad = Optional[Tensor]
 
 _grad_enabled = torch.is_grad_enabled
+_saved_tensors_hooks = torch._C._autograd._top_saved_tensors_default_hooks
 
 
 def save(ctx: Any, x: Tensor, weight: Optional[Tensor], rstd: Tensor, eps: float,
@@ -102,12 +103,14 @@ class _Norm(torch.autograd.Function):
         y, rstd = _calls.run_forward(plan, x, weight, None, True)
         ctx.save_for_backward(x, weight, rstd)
         ctx.plan = plan
+        ctx.hooked = _saved_tensors_hooks(True) is not None
         return y
 
     @staticmethod
     def backward(ctx: Any, dy: Tensor) -> Any:  # type: ignore[override]
         plan = ctx.plan
-        if _grad_enabled() or not _watch.direct(dy):
+        # Hooks may give back something else than was saved.
+        if _grad_enabled() or ctx.hooked or not _watch.direct(dy):
             eps, weight_offset, code, _ = plan.scalars
             ctx.scalars = eps, weight_offset, _norm.rounding_name(code)
             return (*gradients(ctx, dy), None)

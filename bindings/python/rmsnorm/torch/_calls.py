@@ -414,16 +414,15 @@ def backward_plan(dy: Tensor, h: Tensor, weight: Optional[Tensor], rstd: Optiona
 
 def backward_of(forward: _Plan, dy: Tensor, x: Tensor, weight: Optional[Tensor], rstd: Tensor,
                 wants_dx: bool, wants_dweight: bool) -> Tuple[Optional[Tensor], Optional[Tensor]]:
-    """dx, in x's dtype, and dweight, by what the forward call had saved. forward: its plan.
+    """dx, in x's dtype, and dweight. forward: the plan of the call that saved x, weight and rstd,
+    which are as they were then.
 
-    It finds its own plan there, by what may differ between two backward calls. dy has y's shape and
-    device, autograd sees to that; what was saved comes back as it was, or, from hooks that keep it
-    elsewhere, in other strides.
+    It finds its own plan there, by what may differ between two backward calls.
     """
     found = None
-    if forward.same and x.is_contiguous() and (weight is None or weight.is_contiguous()) \
-            and rstd.is_contiguous():
-        key = wants_dx, wants_dweight, dy.is_contiguous() or _strides(dy), dy.dtype
+    if x.is_contiguous() and (weight is None or weight.is_contiguous()) and rstd.is_contiguous():
+        key = (wants_dx, wants_dweight, dy.shape, dy.is_contiguous() or _strides(dy), dy.dtype,
+               dy.device)
         found = forward.backward.get(key)
         if found is None:
             eps, weight_offset, _, _ = forward.scalars

@@ -43,16 +43,16 @@ def rms_norm(x: Tensor, weight: Optional[Tensor] = None, eps: Optional[float] = 
         weight_offset = _operation.number("weight_offset", weight_offset)
     if (not _watch.direct(x, weight, out) or normalized_shape is not None
             or (weight is not None and weight.dim() != 1) or rounding not in _ROUNDINGS
-            or not (x.is_cuda or x.is_cpu) or any_autocast()):
+            or not (x.is_cuda or x.is_cpu)):
         return _rms_norm(x, weight, eps, weight_offset, rounding, normalized_shape, out, out_dtype)
+    dtype = out_dtype or (_result_dtype(x) if any_autocast() else x.dtype)
     if records(x, weight):
         if out is not None:
             raise _no_gradient("out")
-        return _autograd.norm(x, weight, eps, weight_offset, rounding, out_dtype or x.dtype)
+        return _autograd.norm(x, weight, eps, weight_offset, rounding, dtype)
     if out is not None:
         _check_out(out, out_dtype)
-    return _calls.forward(x, weight, eps, weight_offset, _ROUNDINGS[rounding],
-                          out_dtype or x.dtype, out)[0]
+    return _calls.forward(x, weight, eps, weight_offset, _ROUNDINGS[rounding], dtype, out)[0]
 
 
 def add_rms_norm(x: Tensor, residual: Tensor, weight: Optional[Tensor] = None,
@@ -69,10 +69,9 @@ def add_rms_norm(x: Tensor, residual: Tensor, weight: Optional[Tensor] = None,
     if type(weight_offset) is not float:
         weight_offset = _operation.number("weight_offset", weight_offset)
     if (residual is None or not _watch.direct(x, residual, weight) or rounding not in _ROUNDINGS
-            or not (x.is_cuda or x.is_cpu) or (weight is not None and weight.dim() != 1)
-            or any_autocast()):
+            or not (x.is_cuda or x.is_cpu) or (weight is not None and weight.dim() != 1)):
         return _add_rms_norm(x, residual, weight, eps, weight_offset, rounding, out_dtype)
-    dtype = out_dtype or x.dtype
+    dtype = out_dtype or (_result_dtype(x) if any_autocast() else x.dtype)
     if records(x, weight, residual):
         return _autograd.add_norm(x, residual, weight, eps, weight_offset, rounding, dtype)
     return _calls.add_forward(x, residual, weight, eps, weight_offset, _ROUNDINGS[rounding],
