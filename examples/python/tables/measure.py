@@ -144,6 +144,23 @@ class Bench:
     def random(self, *shape: int, grad: bool = False) -> Tensor:
         return torch.randn(shape, device=self.device).to(F16).requires_grad_(grad)
 
+    def checked(self, calls: Dict[str, Call], exact: Tensor, allowed: float) -> Dict[str, Any]:
+        """Each one's error, of the largest value; or what it said. A wrong one ends it all."""
+        found: Dict[str, Any] = {}
+        for name, call in calls.items():
+            try:
+                with torch.no_grad():
+                    y = call()
+            except Exception as error:  # another one may still run
+                found[name] = {"failed": what(error)}
+                continue
+            error_of_y = float((y.double() - exact).abs().max() / exact.abs().max())
+            if not error_of_y <= allowed:
+                sys.exit(f"measure.py: {name} is wrong: its error is {error_of_y:.2g}, allowed is "
+                         f"{allowed:.2g}")
+            found[name] = {"error": error_of_y}
+        return found
+
     def microseconds(self, tables: Dict[str, List[Call]]) -> Dict[str, Any]:
         """Of each implementation's calls, one per set of buffers; or what it said."""
         found: Dict[str, Any] = {}
@@ -153,8 +170,8 @@ class Bench:
                     continue
                 try:
                     taken = timing.Graph(calls).microseconds() if self.cuda else wall(calls)
-                except Exception as error:  # another one may still run
-                    found[name] = {"failed": f"{type(error).__name__}: {error}".splitlines()[0]}
+                except Exception as error:
+                    found[name] = {"failed": what(error)}
                     continue
                 found[name] = {"us": min(taken, found.get(name, {}).get("us", taken))}
         return found
@@ -176,6 +193,10 @@ class Bench:
         return (torch.cuda.max_memory_allocated() - before) / 2**20
 
 
+def what(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}".splitlines()[0]
+
+
 def wall(calls: List[Call]) -> float:
     times = []
     for _ in range(5):
@@ -186,17 +207,6 @@ def wall(calls: List[Call]) -> float:
     return statistics.median(times)
 
 
-def error_of(found: Tensor, exact: Tensor) -> float:
-    """The largest, of the largest value."""
-    return float((found.double() - exact).abs().max() / exact.abs().max())
-
-
-def checked(name: str, error: float, allowed: float) -> float:
-    if not error <= allowed:
-        sys.exit(f"measure.py: {name} is wrong: its error is {error:.2g}, allowed is {allowed:.2g}")
-    return error
-
-
 def widths(bench: Bench, shapes: Shapes) -> Dict[str, Any]:
     rows = []
     functions = {name: make() for name, make in bench.find(FUNCTIONS).items()}
@@ -205,15 +215,16 @@ def widths(bench: Bench, shapes: Shapes) -> Dict[str, Any]:
         inputs = [bench.random(shapes.rows, cols) for _ in range(bench.sets(size))]
         weight = bench.random(cols)
         exact = composite(inputs[0].double(), weight.double())
-        for name, function in functions.items():
-            checked(name, error_of(function(inputs[0], weight), exact), 2.0**-10)
+        found = bench.checked({name: lambda function=function: function(inputs[0], weight)
+                               for name, function in functions.items()}, exact, 2.0**-10)
         with torch.no_grad():
-            found = bench.microseconds({
+            times = bench.microseconds({
                 name: [lambda x=x, function=function: function(x, weight) for x in inputs]
-                for name, function in functions.items()})
-        for result in found.values():
+                for name, function in functions.items() if "error" in found[name]})
+        for name, result in times.items():
+            found[name].update(result)
             if "us" in result:
-                result["gbps"] = size / result["us"] / 1e3
+                found[name]["gbps"] = size / result["us"] / 1e3
         rows.append({"cols": cols, "results": found})
     return {"count": shapes.rows, "dtype": "float16", "rows": rows}
 
@@ -226,10 +237,9 @@ def modules(bench: Bench, shapes: Shapes, nets: Dict[str, nn.Module],
     inputs = [bench.random(*shape, grad=True) for _ in range(bench.sets(size))]
     gradients = {name: bench.random(*shape) for name in nets}  # Liger's backward writes over it
     wanted = exact(inputs[0].detach().double())
-    results: Dict[str, Any] = {}
-    for name, net in nets.items():
-        with torch.no_grad():
-            results[name] = {"error": checked(name, error_of(net(inputs[0]), wanted), allowed)}
+    results = bench.checked({name: lambda net=net: net(inputs[0]) for name, net in nets.items()},
+                            wanted, allowed)
+    nets = {name: net for name, net in nets.items() if "error" in results[name]}
 
     def both(name: str, x: Tensor) -> Any:
         return torch.autograd.grad(nets[name](x), (x, *nets[name].parameters()), gradients[name])
