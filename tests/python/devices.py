@@ -17,12 +17,21 @@ class Bounds(NamedTuple):
     gradient: Dict[np.dtype, float]
     dx: float
     vectors: float
+    glu: Dict[np.dtype, float]  # y and dup
+    gelu: Dict[np.dtype, float]
+    dgate: Dict[np.dtype, float]  # of the absolute terms
 
 
 CPU = Bounds({F32: 0.501, F16: 0.501, BF16: 0.501, F64: 2}, 2.0**-48, 0.501,
-             {F32: 0.501, F16: 0.501, BF16: 0.501, F64: 2}, 2.0**-40, 2.0**-40)
+             {F32: 0.501, F16: 0.501, BF16: 0.501, F64: 2}, 2.0**-40, 2.0**-40,
+             {F32: 0.501, F16: 0.501, BF16: 0.501, F64: 2},
+             {F32: 0.501, F16: 0.501, BF16: 0.501, F64: 2},
+             {F32: 2.0**-40, F16: 2.0**-40, BF16: 2.0**-40, F64: 2.0**-48})
 CUDA = Bounds({F32: 1, F16: 0.51, BF16: 0.51, F64: 2}, 2.0**-22, 1,
-              {F32: 1, F16: 0.51, BF16: 0.51, F64: 2}, 2.0**-19, 2.0**-18)
+              {F32: 1, F16: 0.51, BF16: 0.51, F64: 2}, 2.0**-19, 2.0**-18,
+              {F32: 2, F16: 0.51, BF16: 0.51, F64: 8},
+              {F32: 4, F16: 0.51, BF16: 0.51, F64: 8},
+              {F32: 2.0**-20, F16: 2.0**-17, BF16: 2.0**-17, F64: 2.0**-48})
 
 
 class Device:
@@ -179,3 +188,15 @@ def judge_gradients(device: Device, found: rmsnorm.Gradients, exact: Any) -> Non
             share = 2.0**-40
         judge(device, name, gradient, getattr(exact, name), device.bounds.gradient[dtype],
               share * getattr(exact, f"{name}_terms"))
+
+
+def judge_glu(device: Device, activation: str, exact: Any, y: Any = None, dgate: Any = None,
+              dup: Any = None) -> None:
+    """Those that are there."""
+    bounds = device.bounds.glu if activation == "silu" else device.bounds.gelu
+    for name, found in (("y", y), ("dgate", dgate), ("dup", dup)):
+        if found is None:
+            continue
+        dtype = device.numpy(found).dtype
+        more = device.bounds.dgate[dtype] * exact.dgate_terms if name == "dgate" else 0
+        judge(device, name, found, getattr(exact, name), bounds[dtype], more)

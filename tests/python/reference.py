@@ -3,8 +3,10 @@ from typing import NamedTuple, Optional
 
 import ml_dtypes
 import numpy as np
+import pytest
 
 L = np.longdouble
+PI = "3.14159265358979323846264338327950288"
 BF16 = np.dtype(ml_dtypes.bfloat16)
 F16, F32, F64 = np.dtype("float16"), np.dtype("float32"), np.dtype("float64")
 DTYPES = (F32, F16, BF16, F64)
@@ -77,3 +79,59 @@ def backward(dy, x, weight=None, eps=1e-6, *, rstd=None, dresidual_out=None, wei
         scale * (np.abs(wdy) + np.abs(xhat) * np.abs(wdy * xhat).mean(-1)[..., None])
         + np.abs(more),
         (dy * xhat).sum(rows), np.abs(dy * xhat).sum(rows), dy.sum(rows), np.abs(dy).sum(rows))
+
+
+# ---- Gated activations ---------------------------------------------------------------------------
+
+
+def _erfc(values: np.ndarray) -> np.ndarray:
+    """By mpmath: NumPy has none that is exact in the tail."""
+    mpmath = pytest.importorskip("mpmath")
+    with mpmath.workdps(25):
+        found = [mpmath.nstr(mpmath.erfc(mpmath.mpf(np.format_float_scientific(value))), 22)
+                 for value in values.ravel()]
+    return np.array([L(text) for text in found], L).reshape(values.shape)
+
+
+def _sigmoid(g: np.ndarray) -> np.ndarray:
+    return 1 / (1 + np.exp(-g))
+
+
+class Gate(NamedTuple):
+    """act(g), and the two terms of its derivative: s(g) and g * s'(g)."""
+    act: np.ndarray
+    s: np.ndarray
+    more: np.ndarray
+
+
+def gate_of(gate: np.ndarray, activation: str) -> Gate:
+    """In long double; s is never 1 + something, which would lose its tail."""
+    g = gate.astype(L)
+    with np.errstate(over="ignore", under="ignore"):
+        if activation == "silu":
+            s = _sigmoid(g)
+            slope = s * _sigmoid(-g)
+        elif activation == "gelu_tanh":
+            root = np.sqrt(L(8) / L(PI))
+            u = root * (g + L("0.044715") * g**3)
+            s = _sigmoid(u)
+            slope = s * _sigmoid(-u) * root * (1 + 3 * L("0.044715") * g**2)
+        else:
+            s = _erfc(-g / np.sqrt(L(2))) / 2
+            slope = np.exp(-g * g / 2) / np.sqrt(2 * L(PI))
+    return Gate(g * s, s, g * slope)
+
+
+class Glu(NamedTuple):
+    y: np.ndarray
+    dgate: np.ndarray
+    dgate_terms: np.ndarray
+    dup: np.ndarray
+
+
+def glu(gate: np.ndarray, up: np.ndarray, activation: str,
+        dy: Optional[np.ndarray] = None) -> Glu:
+    known = gate_of(gate, activation)
+    up, dy = up.astype(L), L(0) if dy is None else dy.astype(L)
+    return Glu(known.act * up, dy * up * (known.s + known.more),
+               np.abs(dy * up) * (known.s + np.abs(known.more)), dy * known.act)

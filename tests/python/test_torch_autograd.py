@@ -2,6 +2,7 @@
 import pytest
 from torch_places import PLACES, find_place, torch, values
 
+from rmsnorm import ArgumentError
 from rmsnorm.torch import RMSNorm, add_rms_norm, add_rms_norm_, rms_norm
 
 F32, BF16, F64 = torch.float32, torch.bfloat16, torch.float64
@@ -142,6 +143,28 @@ def test_saved_tensor_hooks(place, random):
         y.square().sum().backward()
         assert torch.equal(x.grad, wanted[0]) and torch.equal(weight.grad, wanted[1])
         x.grad = weight.grad = None
+
+
+def test_hooks_that_change_what_was_saved(place, path, random):
+    """In another dtype, other strides, or another shape: read as it is, or refused."""
+    x = values(place, random, 6, 8, grad=True)
+    weight = values(place, random, 8)
+    wanted, = torch.autograd.grad(norm(x, weight).sum(), x)
+    for change in (lambda t: t.to(BF16) if t.dim() == 2 else t,
+                   lambda t: t.t().contiguous().t() if t.dim() == 2 else t):
+        with torch.autograd.graph.saved_tensors_hooks(lambda tensor: tensor, change):
+            y = norm(x, weight)
+        found, = torch.autograd.grad(y.sum(), x)
+        torch.testing.assert_close(found, wanted.to(found.dtype), rtol=0.05, atol=0.02,
+                                   check_dtype=False)
+    with torch.autograd.graph.saved_tensors_hooks(lambda tensor: tensor, lambda tensor: tensor[:1]):
+        y = norm(x, weight)
+    with pytest.raises((ArgumentError, RuntimeError), match="shape|size"):
+        torch.autograd.grad(y.sum(), x)
+    y = norm(x, weight)
+    if path == "direct":
+        with torch.no_grad(), pytest.raises(ArgumentError, match="shape"):
+            y.grad_fn.apply(values(place, random, 1, 8))
 
 
 def test_gradients_twice_and_accumulated(place, random):

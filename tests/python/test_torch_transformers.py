@@ -296,3 +296,100 @@ def test_exactness(place, random):
     exact = wide / (wide.square().mean(-1, keepdim=True) + norm.variance_epsilon).sqrt()
     exact = exactly(exact * norm.weight.double())
     assert abs(exactly(ours) - exact).max() < abs(exactly(theirs) - exact).max()
+
+
+# ---- MLPs ----------------------------------------------------------------------------------------
+
+MLPS = {"LlamaForCausalLM": "LlamaMLP", "MistralForCausalLM": "MistralMLP",
+        "Qwen2ForCausalLM": "Qwen2MLP", "Qwen3ForCausalLM": "Qwen3MLP",
+        "GemmaForCausalLM": "GemmaMLP", "Gemma2ForCausalLM": "Gemma2MLP",
+        "Gemma3ForCausalLM": "Gemma3MLP", "Olmo2ForCausalLM": "Olmo2MLP"}
+
+
+@pytest.mark.parametrize("dtype", [F32, F16, BF16], ids=str)
+@pytest.mark.parametrize("name", MLPS)
+def test_mlps(place, name, dtype):
+    """Patched beside the norms and undone; no farther from float64 than the original."""
+    model = build(name, place, dtype)
+    classes = {key: type(module) for key, module in model.named_modules()}
+    state = {key: value.clone() for key, value in model.state_dict().items()}
+    norms = len(patch(model))
+    changed = patch(model, mlp=True)
+    assert [each.type for each in changed] == [MLPS[name]] * 2 and patch(model, mlp=True) == []
+    assert list(model.state_dict()) == list(state)
+    assert all(torch.equal(value, state[key]) for key, value in model.state_dict().items())
+    mlp = model.get_submodule(changed[0].name)
+    assert isinstance(mlp, classes[changed[0].name]) and "rmsnorm" in repr(mlp)
+    copied = pickle.loads(pickle.dumps(mlp))
+    x = torch.randn(4, 48, 128, generator=torch.Generator().manual_seed(2)).to(place.where, dtype)
+    with torch.no_grad():
+        ours = mlp(x)
+        assert torch.equal(copied(x), ours)
+        assert len(unpatch(model)) == norms + 2
+        assert {key: type(module) for key, module in model.named_modules()} == classes
+        theirs = mlp(x)
+        exact = copy.deepcopy(mlp).double()(x.double())
+    assert ours.dtype is theirs.dtype
+    errors = [float((each.double() - exact).norm()) for each in (ours, theirs)]
+    assert errors[0] <= 1.02 * errors[1]
+
+
+def test_training_with_mlps(place):
+    ids, found = tokens(place), []
+    for how in ("original", "patched", "compiled"):
+        model = build("GemmaForCausalLM", place).train()
+        if how != "original":
+            assert len(patch(model, mlp=True)) == 7
+        run = model
+        if how == "compiled":
+            torch.compiler.reset()
+            run = torch.compile(model, fullgraph=True, backend="aot_eager")
+        run(ids, labels=ids).loss.backward()
+        found.append({key: parameter.grad for key, parameter in model.named_parameters()})
+    for other in found[1:]:
+        for key, wanted in found[0].items():
+            torch.testing.assert_close(other[key], wanted, rtol=1e-4,
+                                       atol=2e-5 * float(wanted.abs().max()))
+
+
+def test_mlps_that_are_left_alone():
+    from torch import nn
+
+    class GatedMLP(nn.Module):
+        def __init__(self, act):
+            super().__init__()
+            self.gate_proj, self.up_proj, self.down_proj = (nn.Linear(8, 8) for _ in range(3))
+            self.act_fn = act
+
+        def forward(self, x):
+            return self.down_proj(self.act_fn(self.gate_proj(x)) * self.up_proj(x))
+
+    class ReversedMLP(GatedMLP):
+        def forward(self, x):
+            return self.down_proj(self.gate_proj(x) * self.act_fn(self.up_proj(x)))
+
+    class MaskedMLP(GatedMLP):
+        def forward(self, x, mask=None):
+            return super().forward(x)
+
+    class WideMLP(GatedMLP):
+        def forward(self, x):
+            return self.down_proj(self.act_fn(self.gate_proj(x).float()) * self.up_proj(x))
+
+    class Gated(GatedMLP):
+        pass
+
+    model = nn.ModuleDict({
+        "silu": GatedMLP(nn.SiLU()), "gelu": GatedMLP(nn.GELU()),
+        "tanh": GatedMLP(nn.GELU("tanh")), "relu": GatedMLP(nn.ReLU()),
+        "sigmoid": GatedMLP(nn.Sigmoid()), "reversed": ReversedMLP(nn.SiLU()),
+        "masked": MaskedMLP(nn.SiLU()), "wide": WideMLP(nn.SiLU()), "unnamed": Gated(nn.SiLU()),
+        "replaced": GatedMLP(nn.SiLU()), "function": GatedMLP(None)})
+    model["function"].act_fn = nn.functional.silu
+    model["replaced"].forward = lambda x: x
+    x = torch.randn(3, 8)
+    wanted = {name: model[name](x) for name in ("silu", "gelu", "tanh", "function")}
+    assert patch(model) == []
+    assert [each.name for each in patch(model, mlp=True)] == list(wanted)
+    for name, y in wanted.items():
+        torch.testing.assert_close(model[name](x), y)

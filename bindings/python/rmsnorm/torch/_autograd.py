@@ -14,6 +14,9 @@ from . import _calls, _definition, _watch
 
 Grad = Optional[Tensor]
 
+_grad_enabled = torch.is_grad_enabled
+_saved_tensors_hooks = torch._C._autograd._top_saved_tensors_default_hooks
+
 
 def save(ctx: Any, x: Tensor, weight: Optional[Tensor], rstd: Tensor, eps: float,
          weight_offset: float, rounding: str) -> None:
@@ -96,17 +99,35 @@ def _of_definition(dy: Tensor, x: Tensor, weight: Optional[Tensor], eps: float,
 class _Norm(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Optional[Tensor],  # type: ignore[override]
-                eps: float, weight_offset: float, rounding: str, dtype: torch.dtype) -> Tensor:
-        y, rstd = _calls.forward(x, weight, eps, weight_offset, _norm._ROUNDINGS[rounding], dtype,
-                                 None, True)
+                plan: _calls._Plan) -> Tensor:
+        y, rstd = _calls.run_forward(plan, x, weight, None, True)
         ctx.save_for_backward(x, weight, rstd)
-        ctx.scalars = eps, weight_offset, rounding
-        ctx.set_materialize_grads(False)
+        ctx.plan = plan
+        ctx.hooked = _saved_tensors_hooks(True) is not None
         return y
 
     @staticmethod
-    def backward(ctx: Any, dy: Grad) -> Any:  # type: ignore[override]
-        return (*gradients(ctx, dy), None, None, None, None)
+    def backward(ctx: Any, dy: Tensor) -> Any:  # type: ignore[override]
+        plan = ctx.plan
+        # Hooks may give back something else than was saved.
+        if _grad_enabled() or ctx.hooked or not _watch.direct(dy):
+            eps, weight_offset, code, _ = plan.scalars
+            ctx.scalars = eps, weight_offset, _norm.rounding_name(code)
+            return (*gradients(ctx, dy), None)
+        x, weight, rstd = ctx.saved_tensors
+        wants = ctx.needs_input_grad
+        dx, dweight = _calls.backward_of(plan, dy, x, weight, rstd, wants[0], wants[1])
+        return dx, dweight, None
+
+
+def norm(x: Tensor, weight: Optional[Tensor], eps: float, weight_offset: float, rounding: str,
+         dtype: torch.dtype) -> Tensor:
+    plan = _calls.forward_plan(x, weight, eps, weight_offset, _norm.ROUNDINGS[rounding], dtype,
+                               None, True)
+    if plan is None:
+        return torch.ops.rmsnorm.forward.default(x, weight, eps, weight_offset, rounding,
+                                                 dtype=dtype)[0]
+    return _apply_norm(x, weight, plan)
 
 
 class _AddNorm(torch.autograd.Function):
@@ -115,7 +136,7 @@ class _AddNorm(torch.autograd.Function):
                 weight: Optional[Tensor], eps: float, weight_offset: float, rounding: str,
                 dtype: torch.dtype) -> Tuple[Tensor, Tensor]:
         y, h, rstd = _calls.add_forward(x, residual, weight, eps, weight_offset,
-                                        _norm._ROUNDINGS[rounding], dtype, False, True)
+                                        _norm.ROUNDINGS[rounding], dtype, False, True)
         assert rstd is not None
         save_add(ctx, x, residual, weight, h, rstd, eps, weight_offset, rounding)
         return y, h
@@ -126,5 +147,5 @@ class _AddNorm(torch.autograd.Function):
 
 
 # Function.apply looks for functorch first: the direct path has done so.
-norm = super(torch.autograd.Function, _Norm).apply  # type: ignore[misc]
+_apply_norm = super(torch.autograd.Function, _Norm).apply  # type: ignore[misc]
 add_norm = super(torch.autograd.Function, _AddNorm).apply  # type: ignore[misc]

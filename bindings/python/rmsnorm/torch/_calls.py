@@ -15,15 +15,16 @@ from typing import Any, Dict, List, Optional, Sequence, Tuple
 import torch
 from torch import Tensor
 
-from .. import _abi, _arrays, _context, _norm
+from .. import _abi, _arrays, _context, _norm, _operation
 from .._errors import ArgumentError
 
 Signature = Tuple[Any, ...]
 
 _increment_version = torch._C._increment_version
 _empty, _empty_like, _empty_strided = torch.empty, torch.empty_like, torch.empty_strided
-_float32, _float64 = torch.float32, torch.float64
+_float32, _float64, _uint8 = torch.float32, torch.float64, torch.uint8
 _MOST_PLANS = 1024
+_MOST_LAYOUTS = 16  # of dy, for one forward plan
 _plans: Dict[Signature, "_Plan"] = {}
 _context.on_change.append(_plans.clear)
 
@@ -39,19 +40,26 @@ _Call = ctypes.CFUNCTYPE(ctypes.c_int32, ctypes.c_void_p, ctypes.c_void_p, ctype
 class _Plan:
     """A call's plan, with the layout of the outputs to be made."""
 
-    __slots__ = ("plan", "call", "handle", "ordinal", "plain", "device", "shape", "strides",
-                 "rows_shape", "rows_strides", "rows_dtype", "free")
+    __slots__ = ("operation", "scalars", "plan", "call", "handle", "ordinal", "copies",
+                 "workspace_size", "device", "shape", "strides", "dtype", "same", "rows_shape",
+                 "rows_strides", "rows_dtype", "backward", "free")
 
-    def __init__(self, plan: _norm.Plan, made: Optional[Tensor], rstd: Optional[Tensor]) -> None:
-        """made: one of the outputs of x's shape; all have its strides."""
-        self.plan = plan
+    def __init__(self, operation: _operation.Operation, scalars: _operation.Scalars,
+                 plan: _operation.Plan, main: Tensor, made: Optional[Tensor],
+                 rstd: Optional[Tensor]) -> None:
+        """made: one of the outputs of main's shape; all have its strides."""
+        self.operation, self.scalars, self.plan = operation, scalars, plan
         function: Any = plan.function
         self.call = _Call(ctypes.cast(function, ctypes.c_void_p).value)  # type: ignore[arg-type]
         self.handle = plan.handle
         self.ordinal = plan.context.ordinal if plan.family is not None else None
-        self.plain = not plan.copies and not plan.workspace_size
+        self.copies, self.workspace_size = plan.copies, plan.workspace_size
+        self.backward: Dict[Signature, "_Plan"] = {}  # of forward's: those of its gradients
+        self.device, self.dtype, self.same = main.device, main.dtype, False
         if made is not None:
-            self.device, self.shape, self.strides = made.device, made.shape, made.stride()
+            self.shape, self.strides, self.dtype = made.shape, made.stride(), made.dtype
+            # Whether empty_like(main) makes such a one, which is quicker than output().
+            self.same = main.is_contiguous() and made.dtype is main.dtype
         if rstd is not None:
             self.rows_shape, self.rows_strides = rstd.shape, rstd.stride()
             self.rows_dtype = rstd.dtype
@@ -74,10 +82,29 @@ class _Plan:
         except IndexError:  # each call that runs at the same time needs its own
             pass
         params = type(self.plan.params).from_buffer_copy(self.plan.params)
-        return ctypes.addressof(params), memoryview(params).cast("B").cast("Q"), params
+        scratch, workspace = None, 0
+        if self.ordinal is None and self.workspace_size:  # the CPU is done when a call returns
+            scratch = ctypes.create_string_buffer(self.workspace_size)
+            workspace = ctypes.addressof(scratch)
+        return (ctypes.addressof(params), memoryview(params).cast("B").cast("Q"), workspace,
+                (params, scratch))
+
+    def run(self, slot: "_Slot") -> None:
+        """Calls C; slot has the pointers."""
+        ordinal, size = self.ordinal, self.workspace_size
+        if ordinal is None:
+            status = self.call(self.handle, slot[0], slot[2], size, 0)
+        elif size:
+            scratch = _empty_strided((size,), (1,), dtype=_uint8, device=self.device)
+            status = self.call(self.handle, slot[0], scratch.data_ptr(), size, _stream(ordinal))
+        else:
+            status = self.call(self.handle, slot[0], 0, 0, _stream(ordinal))
+        if status:
+            raise _operation.refusal(self.operation, self.plan.context, status)
+        self.free.append(slot)
 
 
-_Slot = Tuple[int, memoryview, ctypes.Structure]
+_Slot = Tuple[int, memoryview, int, Any]
 
 
 def _word(params: Any, field: str) -> int:
@@ -85,10 +112,11 @@ def _word(params: Any, field: str) -> int:
     return getattr(params, field).offset // 8
 
 
-_X = _word(_abi.ForwardParams, "x")
-_WEIGHT = _word(_abi.ForwardParams, "weight")
-_Y = _word(_abi.ForwardParams, "y")
-_RSTD = _word(_abi.ForwardParams, "rstd")
+_X, _WEIGHT, _Y, _RSTD = (_word(_abi.ForwardParams, field)
+                          for field in ("x", "weight", "y", "rstd"))
+_B_DY, _B_X, _B_WEIGHT, _B_RSTD, _B_DX, _B_DWEIGHT = (
+    _word(_abi.BackwardParams, field)
+    for field in ("dy", "x", "weight", "rstd", "dx", "dweight"))
 
 
 # ---- Outputs -------------------------------------------------------------------------------------
@@ -149,8 +177,8 @@ def check_rows(x: Tensor) -> None:
         raise ArgumentError(f"x has shape {tuple(x.shape)}, but a row has at least 1 column")
 
 
-def _make(operation: _norm.Operation, key: Signature, given: Sequence[Optional[Tensor]],
-          scalars: _norm.Scalars, made: Optional[Tensor],
+def _make(operation: _operation.Operation, key: Signature, given: Sequence[Optional[Tensor]],
+          scalars: _operation.Scalars, made: Optional[Tensor],
           rstd: Optional[Tensor] = None) -> _Plan:
     for tensor, name in zip(given, operation.names):
         if tensor is not None:
@@ -159,7 +187,10 @@ def _make(operation: _norm.Operation, key: Signature, given: Sequence[Optional[T
                 raise ArgumentError(f"{name} has its negative bit set: resolve_neg() makes it "
                                     "plain")
     parts = (scalars, *map(_signature, given))
-    plan = _Plan(_norm._make_plan(operation, tuple(given), parts, scalars), made, rstd)
+    main = given[operation.names.index(operation.main)]
+    assert main is not None
+    plan = _Plan(operation, scalars, _operation.make_plan(operation, tuple(given), parts, scalars),
+                 main, made, rstd)
     if plan.plan.params.cols > 1:  # one column alone may be contiguous and yet have a negative bit
         if len(_plans) >= _MOST_PLANS:
             _plans.clear()
@@ -167,25 +198,14 @@ def _make(operation: _norm.Operation, key: Signature, given: Sequence[Optional[T
     return plan
 
 
-def _run(operation: _norm.Operation, found: _Plan, given: List[Optional[Tensor]],
-         main: Tensor) -> None:
-    workspace, size = 0, 0
-    if not found.plain:
-        for position, axes in found.plan.copies:
-            given[position] = _family.contiguous(given[position], axes)
-        size = found.plan.workspace_size
-        if size:
-            scratch = _empty(size, dtype=torch.uint8, device=main.device)
-            workspace = scratch.data_ptr()
-    stream = 0 if found.ordinal is None else _stream(found.ordinal)
+def _run(found: _Plan, given: List[Optional[Tensor]]) -> None:
+    for position, axes in found.copies:
+        given[position] = _family.contiguous(given[position], axes)
     slot = found.slot()
-    address, words, _ = slot
+    words = slot[1]
     for position, word in found.plan.pointers:
         words[word] = given[position].data_ptr()  # type: ignore[union-attr]
-    status = found.call(found.handle, address, workspace, size, stream)
-    if status:
-        raise _norm._refusal(operation, found.plan.context, status)
-    found.free.append(slot)
+    found.run(slot)
 
 
 def _mixes_float64(*tensors: Optional[Tensor]) -> bool:
@@ -213,6 +233,22 @@ def forward(x: Tensor, weight: Optional[Tensor], eps: float, weight_offset: floa
 
     x: (..., cols). weight: (cols,) or None. rounding: _abi.ROUNDING_*.
     """
+    found = forward_plan(x, weight, eps, weight_offset, rounding, dtype, out, keep_rstd)
+    if found is None:
+        if _any_negative(x, weight):
+            x, weight = _resolved(x, weight)
+            return forward(x, weight, eps, weight_offset, rounding, dtype, out, keep_rstd)
+        return _forward_in_double(x, weight, eps, weight_offset, rounding, dtype, out, keep_rstd)
+    y, rstd = run_forward(found, x, weight, out, keep_rstd)
+    if out is not None:
+        _written(out)
+    return y, rstd
+
+
+def forward_plan(x: Tensor, weight: Optional[Tensor], eps: float, weight_offset: float,
+                 rounding: int, dtype: torch.dtype, out: Optional[Tensor] = None,
+                 keep_rstd: bool = False) -> Optional[_Plan]:
+    """None for tensors that the library does not take as they are."""
     key = (eps, weight_offset, rounding, dtype, keep_rstd,
            x.shape, x.is_contiguous() or _strides(x), x.dtype, x.device,
            None if weight is None else (weight.shape, weight.is_contiguous() or _strides(weight),
@@ -220,43 +256,35 @@ def forward(x: Tensor, weight: Optional[Tensor], eps: float, weight_offset: floa
            None if out is None else (out.shape, out.is_contiguous() or _strides(out), out.dtype,
                                      out.device))
     found = _plans.get(key)
-    y, rstd = out, None
     if found is not None:
-        if y is None:
-            y = found.output(dtype)
-        if keep_rstd:
-            rstd = found.rstd()
-        if found.plain:  # _run(), without its loop
-            slot = found.slot()
-            address, words, _ = slot
-            words[_X], words[_Y] = x.data_ptr(), y.data_ptr()
-            if weight is not None:
-                words[_WEIGHT] = weight.data_ptr()
-            if rstd is not None:
-                words[_RSTD] = rstd.data_ptr()
-            status = found.call(found.handle, address, 0, 0,
-                                0 if found.ordinal is None else _stream(found.ordinal))
-            if status:
-                raise _norm._refusal(_norm.FORWARD, found.plan.context, status)
-            found.free.append(slot)
-        else:
-            _run(_norm.FORWARD, found, [x, None, weight, None, y, None, rstd], x)
-    else:
-        if _any_negative(x, weight):
-            x, weight = _resolved(x, weight)
-            return forward(x, weight, eps, weight_offset, rounding, dtype, out, keep_rstd)
-        if _mixes_float64(x, weight, out) or (dtype is _float64) is not (x.dtype is _float64):
-            return _forward_in_double(x, weight, eps, weight_offset, rounding, dtype, out,
-                                      keep_rstd)
-        if y is None:
-            y = _output_like(x, dtype)
-        if keep_rstd:
-            rstd = like_rows(y, exact(x))
-        given = [x, None, weight, None, y, None, rstd]
-        found = _make(_norm.FORWARD, key, given, (eps, weight_offset, rounding, 0), y, rstd)
-        _run(_norm.FORWARD, found, given, x)
-    if out is not None:
-        _written(out)
+        return found
+    if (_any_negative(x, weight) or _mixes_float64(x, weight, out)
+            or (dtype is _float64) is not (x.dtype is _float64)):
+        return None
+    y = _output_like(x, dtype) if out is None else out
+    rstd = like_rows(y, exact(x)) if keep_rstd else None
+    return _make(_norm.FORWARD, key, [x, None, weight, None, y, None, rstd],
+                 (eps, weight_offset, rounding, 0), y, rstd)
+
+
+def run_forward(found: _Plan, x: Tensor, weight: Optional[Tensor], out: Optional[Tensor],
+                keep_rstd: bool) -> Tuple[Tensor, Optional[Tensor]]:
+    """y and rstd; found is the plan of these arguments."""
+    y = out
+    if y is None:
+        y = _empty_like(x) if found.same else found.output(found.dtype)
+    rstd = found.rstd() if keep_rstd else None
+    if found.copies:
+        _run(found, [x, None, weight, None, y, None, rstd])
+        return y, rstd
+    slot = found.slot()  # _run(), without its loop
+    words = slot[1]
+    words[_X], words[_Y] = x.data_ptr(), y.data_ptr()
+    if weight is not None:
+        words[_WEIGHT] = weight.data_ptr()
+    if rstd is not None:
+        words[_RSTD] = rstd.data_ptr()
+    found.run(slot)
     return y, rstd
 
 
@@ -309,7 +337,7 @@ def add_forward(x: Tensor, residual: Tensor, weight: Optional[Tensor], eps: floa
     try:
         if found is None:
             found = _make(_norm.FORWARD, key, given, (eps, weight_offset, rounding, 0), y, rstd)
-        _run(_norm.FORWARD, found, given, x)
+        _run(found, given)
     except ArgumentError as error:
         if in_place:
             raise _in_place(error) from None
@@ -342,6 +370,27 @@ def backward(dy: Tensor, h: Tensor, weight: Optional[Tensor], rstd: Optional[Ten
 
     h: what was normalised. dh: the gradient that arrives at h by other ways.
     """
+    found = backward_plan(dy, h, weight, rstd, dh, eps, weight_offset, dx_dtype, dresidual_dtype,
+                          dweight)
+    if found is None:
+        if _any_negative(dy, h, weight, dh):
+            dy, h, weight, dh = _resolved(dy, h, weight, dh)
+            return backward(dy, h, weight, rstd, dh, eps, weight_offset, dx_dtype, dresidual_dtype,
+                            dweight)
+        return _backward_in_double(dy, h, weight, rstd, dh, eps, weight_offset, dx_dtype,
+                                   dresidual_dtype, dweight)
+    made = (None if dx_dtype is None else found.output(dx_dtype),
+            None if dresidual_dtype is None else found.output(dresidual_dtype),
+            _dweight(weight) if dweight else None)
+    _run(found, [dy, h, weight, rstd, dh, *made, None])
+    return made
+
+
+def backward_plan(dy: Tensor, h: Tensor, weight: Optional[Tensor], rstd: Optional[Tensor],
+                  dh: Optional[Tensor], eps: float, weight_offset: float,
+                  dx_dtype: Optional[torch.dtype], dresidual_dtype: Optional[torch.dtype],
+                  dweight: bool) -> Optional[_Plan]:
+    """None for tensors that the library does not take as they are."""
     key = (eps, weight_offset, dx_dtype, dresidual_dtype, dweight,
            dy.shape, dy.is_contiguous() or _strides(dy), dy.dtype, dy.device,
            h.shape, h.is_contiguous() or _strides(h), h.dtype, h.device,
@@ -352,26 +401,59 @@ def backward(dy: Tensor, h: Tensor, weight: Optional[Tensor], rstd: Optional[Ten
            None if dh is None else (dh.shape, dh.is_contiguous() or _strides(dh), dh.dtype,
                                     dh.device))
     found = _plans.get(key)
-    if found is None and _any_negative(dy, h, weight, dh):
-        dy, h, weight, dh = _resolved(dy, h, weight, dh)
-        return backward(dy, h, weight, rstd, dh, eps, weight_offset, dx_dtype, dresidual_dtype,
-                        dweight)
-    if found is None and (_mixes_float64(dy, h, weight, rstd, dh) or
-                          _float64 in (dx_dtype, dresidual_dtype) and h.dtype is not _float64):
-        return _backward_in_double(dy, h, weight, rstd, dh, eps, weight_offset, dx_dtype,
-                                   dresidual_dtype, dweight)
+    if found is not None:
+        return found
+    if (_any_negative(dy, h, weight, dh) or _mixes_float64(dy, h, weight, rstd, dh)
+            or (_float64 in (dx_dtype, dresidual_dtype) and h.dtype is not _float64)):
+        return None
+    made = backward_outputs(h, weight, dx_dtype, dresidual_dtype, dweight)
+    return _make(_norm.BACKWARD, key, [dy, h, weight, rstd, dh, *made, None],
+                 (eps, weight_offset, _abi.ROUNDING_ONCE, 0),
+                 made[1] if dx_dtype is None else made[0])
+
+
+def backward_of(forward: _Plan, dy: Tensor, x: Tensor, weight: Optional[Tensor], rstd: Tensor,
+                wants_dx: bool, wants_dweight: bool) -> Tuple[Optional[Tensor], Optional[Tensor]]:
+    """dx, in x's dtype, and dweight. forward: the plan of the call that saved x, weight and rstd,
+    which are as they were then.
+
+    It finds its own plan there, by what may differ between two backward calls.
+    """
+    found = None
+    if x.is_contiguous() and (weight is None or weight.is_contiguous()) and rstd.is_contiguous():
+        key = (wants_dx, wants_dweight, dy.shape, dy.is_contiguous() or _strides(dy), dy.dtype,
+               dy.device)
+        found = forward.backward.get(key)
+        if found is None:
+            eps, weight_offset, _, _ = forward.scalars
+            found = backward_plan(dy, x, weight, rstd, None, eps, weight_offset,
+                                  x.dtype if wants_dx else None, None, wants_dweight)
+            # As in _make(): one column alone may have a negative bit that no key shows.
+            if found is not None and not found.copies and found.plan.params.cols > 1:
+                if len(forward.backward) >= _MOST_LAYOUTS:
+                    forward.backward.clear()
+                forward.backward[key] = found
+            else:
+                found = None
     if found is None:
-        made = backward_outputs(h, weight, dx_dtype, dresidual_dtype, dweight)
-        given = [dy, h, weight, rstd, dh, *made, None]
-        found = _make(_norm.BACKWARD, key, given, (eps, weight_offset, _abi.ROUNDING_ONCE, 0),
-                      made[1] if dx_dtype is None else made[0])
-    else:
-        made = (None if dx_dtype is None else found.output(dx_dtype),
-                None if dresidual_dtype is None else found.output(dresidual_dtype),
-                _dweight(weight) if dweight else None)
-        given = [dy, h, weight, rstd, dh, *made, None]
-    _run(_norm.BACKWARD, found, given, h)
-    return made
+        eps, weight_offset, _, _ = forward.scalars
+        dx, _, dweight = backward(dy, x, weight, rstd, None, eps, weight_offset,
+                                  x.dtype if wants_dx else None, None, wants_dweight)
+        return dx, dweight
+    slot = found.slot()
+    words = slot[1]
+    words[_B_DY], words[_B_X], words[_B_RSTD] = dy.data_ptr(), x.data_ptr(), rstd.data_ptr()
+    dx = dweight = None
+    if weight is not None:
+        words[_B_WEIGHT] = weight.data_ptr()
+        if wants_dweight:
+            dweight = _empty_like(weight)
+            words[_B_DWEIGHT] = dweight.data_ptr()
+    if wants_dx:
+        dx = _empty_like(x)
+        words[_B_DX] = dx.data_ptr()
+    found.run(slot)
+    return dx, dweight
 
 
 def backward_outputs(

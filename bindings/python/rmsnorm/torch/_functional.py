@@ -4,13 +4,13 @@ from typing import Any, Dict, Optional, Sequence, Tuple
 import torch
 from torch import Tensor
 
-from .. import _norm
+from .. import _norm, _operation
 from .._errors import ArgumentError
 from . import _autograd, _calls, _definition, _ops, _watch
 
-_ROUNDINGS = _norm._ROUNDINGS
+_ROUNDINGS = _norm.ROUNDINGS
 _grad_enabled = torch.is_grad_enabled
-_autocast = torch._C._is_any_autocast_enabled
+any_autocast = torch._C._is_any_autocast_enabled
 _operators = _ops.operators
 
 
@@ -40,19 +40,19 @@ def rms_norm(x: Tensor, weight: Optional[Tensor] = None, eps: Optional[float] = 
     if type(eps) is not float:
         eps = _epsilon(x, eps)
     if type(weight_offset) is not float:
-        weight_offset = _norm._number("weight_offset", weight_offset)
+        weight_offset = _operation.number("weight_offset", weight_offset)
     if (not _watch.direct(x, weight, out) or normalized_shape is not None
             or (weight is not None and weight.dim() != 1) or rounding not in _ROUNDINGS
-            or not (x.is_cuda or x.is_cpu) or _autocast()):
+            or not (x.is_cuda or x.is_cpu)):
         return _rms_norm(x, weight, eps, weight_offset, rounding, normalized_shape, out, out_dtype)
-    if _records(x, weight):
+    dtype = out_dtype or (_result_dtype(x) if any_autocast() else x.dtype)
+    if records(x, weight):
         if out is not None:
             raise _no_gradient("out")
-        return _autograd.norm(x, weight, eps, weight_offset, rounding, out_dtype or x.dtype)
+        return _autograd.norm(x, weight, eps, weight_offset, rounding, dtype)
     if out is not None:
         _check_out(out, out_dtype)
-    return _calls.forward(x, weight, eps, weight_offset, _ROUNDINGS[rounding],
-                          out_dtype or x.dtype, out)[0]
+    return _calls.forward(x, weight, eps, weight_offset, _ROUNDINGS[rounding], dtype, out)[0]
 
 
 def add_rms_norm(x: Tensor, residual: Tensor, weight: Optional[Tensor] = None,
@@ -67,13 +67,12 @@ def add_rms_norm(x: Tensor, residual: Tensor, weight: Optional[Tensor] = None,
     if type(eps) is not float:
         eps = _epsilon(x, eps)
     if type(weight_offset) is not float:
-        weight_offset = _norm._number("weight_offset", weight_offset)
+        weight_offset = _operation.number("weight_offset", weight_offset)
     if (residual is None or not _watch.direct(x, residual, weight) or rounding not in _ROUNDINGS
-            or not (x.is_cuda or x.is_cpu) or (weight is not None and weight.dim() != 1)
-            or _autocast()):
+            or not (x.is_cuda or x.is_cpu) or (weight is not None and weight.dim() != 1)):
         return _add_rms_norm(x, residual, weight, eps, weight_offset, rounding, out_dtype)
-    dtype = out_dtype or x.dtype
-    if _records(x, weight, residual):
+    dtype = out_dtype or (_result_dtype(x) if any_autocast() else x.dtype)
+    if records(x, weight, residual):
         return _autograd.add_norm(x, residual, weight, eps, weight_offset, rounding, dtype)
     return _calls.add_forward(x, residual, weight, eps, weight_offset, _ROUNDINGS[rounding],
                               dtype)[:2]
@@ -90,10 +89,10 @@ def add_rms_norm_(x: Tensor, residual: Tensor, weight: Optional[Tensor] = None,
     if type(eps) is not float:
         eps = _epsilon(x, eps)
     if type(weight_offset) is not float:
-        weight_offset = _norm._number("weight_offset", weight_offset)
+        weight_offset = _operation.number("weight_offset", weight_offset)
     if (residual is None or not _watch.direct(x, residual, weight) or rounding not in _ROUNDINGS
             or not (x.is_cuda or x.is_cpu) or (weight is not None and weight.dim() != 1)
-            or _records(x, weight, residual)):
+            or records(x, weight, residual)):
         _add_rms_norm_in_place(x, residual, weight, eps, weight_offset, rounding)
     else:
         _calls.add_forward(x, residual, weight, eps, weight_offset, _ROUNDINGS[rounding], x.dtype,
@@ -101,7 +100,7 @@ def add_rms_norm_(x: Tensor, residual: Tensor, weight: Optional[Tensor] = None,
     return x, residual
 
 
-def _records(x: Tensor, weight: Optional[Tensor], residual: Optional[Tensor] = None) -> bool:
+def records(x: Tensor, weight: Optional[Tensor], residual: Optional[Tensor] = None) -> bool:
     """Whether autograd wants to know of a call with these."""
     return _grad_enabled() and (x.requires_grad or (weight is not None and weight.requires_grad)
                                 or (residual is not None and residual.requires_grad))
@@ -114,11 +113,11 @@ def _rms_norm(x: Tensor, weight: Optional[Tensor], eps: float, weight_offset: fl
               normalized_shape: Optional[Sequence[int]], out: Optional[Tensor],
               out_dtype: Optional[torch.dtype]) -> Tensor:
     _check_tensors(x=x, weight=weight, out=out)
-    _norm._rounding(rounding)
+    _norm.rounding_code(rounding)
     dims = _normalized_dims(x, weight, normalized_shape)
     dtype = out_dtype or _result_dtype(x)
     if out is not None:
-        if _records(x, weight):
+        if records(x, weight):
             raise _no_gradient("out")
         _check_out(out, out_dtype)
         if out.shape != x.shape:
@@ -148,7 +147,7 @@ def _flat_norm(x: Tensor, weight: Optional[Tensor], eps: float, weight_offset: f
     """Over the last dimension alone."""
     code = _ROUNDINGS[rounding]
     if _watch.direct(x, weight, out) and (x.is_cuda or x.is_cpu):
-        if _records(x, weight):
+        if records(x, weight):
             return _autograd.norm(x, weight, eps, weight_offset, rounding, dtype)
         return _calls.forward(x, weight, eps, weight_offset, code, dtype, out)[0]
     if out is not None:
@@ -176,7 +175,7 @@ def _add_rms_norm_in_place(x: Tensor, residual: Tensor, weight: Optional[Tensor]
         raise RuntimeError("add_rms_norm_ writes to its arguments, which torch.func and forward "
                            "mode do not follow: use add_rms_norm")
     _check_add(x, residual, weight, rounding)
-    if _records(x, weight, residual):
+    if records(x, weight, residual):
         raise RuntimeError("add_rms_norm_ has no gradient: use add_rms_norm, or call it under "
                            "torch.no_grad()")
     _operators.add_forward_.default(x, residual, weight, eps, weight_offset, rounding)
@@ -201,7 +200,7 @@ _EPSILONS = {dtype: _installed_epsilon(dtype) for dtype in
 
 def _epsilon(x: Any, eps: Optional[float]) -> float:
     if eps is not None:
-        return _norm._number("eps", eps)
+        return _operation.number("eps", eps)
     _calls.check(x, "x")
     return _EPSILONS.get(x.dtype, 0.0)  # other dtypes are refused later
 
@@ -251,7 +250,7 @@ def _check_weight(x: Tensor, weight: Optional[Tensor], dims: int) -> None:
 
 def _check_add(x: Tensor, residual: Tensor, weight: Optional[Tensor], rounding: str) -> None:
     _check_tensors(x=x, residual=residual, weight=weight)
-    _norm._rounding(rounding)
+    _norm.rounding_code(rounding)
     _check_weight(x, weight, 1)
     if residual.shape != x.shape:
         raise ArgumentError(f"residual has shape {tuple(residual.shape)}, but x has "

@@ -4,7 +4,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .. import _norm
+from .. import _norm, _operation
 from ._functional import rms_norm
 
 
@@ -22,9 +22,9 @@ class RMSNorm(torch.nn.RMSNorm):
     def __init__(self, normalized_shape: Any, eps: Any = None, elementwise_affine: bool = True,
                  device: Any = None, dtype: Any = None, *, weight_offset: float = 0.0,
                  rounding: str = "once") -> None:
-        _norm._rounding(rounding)
+        _norm.rounding_code(rounding)
         # reset_parameters() reads it, and is called by the base.
-        object.__setattr__(self, "weight_offset", _norm._number("weight_offset", weight_offset))
+        object.__setattr__(self, "weight_offset", _operation.number("weight_offset", weight_offset))
         super().__init__(normalized_shape, eps, elementwise_affine, device, dtype)
         self.rounding = rounding
 

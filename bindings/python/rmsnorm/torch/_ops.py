@@ -31,20 +31,31 @@ _SCHEMAS = (
     " float weight_offset=0.0, *, ScalarType? dx, ScalarType? dresidual, bool dweight)"
     " -> (Tensor, Tensor, Tensor)",
 )
-for _schema in _SCHEMAS:
-    _library.define(_schema, tags=(torch.Tag.pt2_compliant_tag,))
 operators = torch.ops.rmsnorm
 
 
-def _kernel(name: str) -> Any:
+def define(schema: str) -> None:
+    _library.define(schema, tags=(torch.Tag.pt2_compliant_tag,))
+
+
+def kernel(name: str) -> Any:
     return torch.library.impl(f"rmsnorm::{name}", ("cpu", "cuda"), lib=_library)
 
 
-def _fake(name: str) -> Any:
+def fake(name: str) -> Any:
     return torch.library.register_fake(f"rmsnorm::{name}", lib=_library)
 
 
-def _or_empty(like: Tensor, tensors: Tuple[Optional[Tensor], ...]) -> List[Tensor]:
+def autograd(name: str, setup: Any, backward: Any) -> None:
+    torch.library.register_autograd(f"rmsnorm::{name}", backward, setup_context=setup,
+                                    lib=_library)
+
+
+for _schema in _SCHEMAS:
+    define(_schema)
+
+
+def or_empty(like: Tensor, tensors: Tuple[Optional[Tensor], ...]) -> List[Tensor]:
     return [like.new_empty(0) if tensor is None else tensor for tensor in tensors]
 
 
@@ -66,16 +77,16 @@ def _check(x: Tensor, weight: Optional[Tensor], **others: Optional[Tensor]) -> N
 # ---- forward -------------------------------------------------------------------------------------
 
 
-@_kernel("forward")
+@kernel("forward")
 def _forward(x: Tensor, weight: Optional[Tensor], eps: float, weight_offset: float = 0.0,
              rounding: str = "once", *, dtype: torch.dtype) -> Tuple[Tensor, Tensor]:
-    y, rstd = _calls.forward(x, weight, eps, weight_offset, _norm._rounding(rounding), dtype,
+    y, rstd = _calls.forward(x, weight, eps, weight_offset, _norm.rounding_code(rounding), dtype,
                              keep_rstd=True)
     assert rstd is not None
     return y, rstd
 
 
-@_fake("forward")
+@fake("forward")
 def _forward_fake(x: Tensor, weight: Optional[Tensor], eps: float, weight_offset: float = 0.0,
                   rounding: str = "once", *, dtype: torch.dtype) -> Tuple[Tensor, Tensor]:
     _check(x, weight)
@@ -83,13 +94,13 @@ def _forward_fake(x: Tensor, weight: Optional[Tensor], eps: float, weight_offset
     return y, _calls.like_rows(y, _calls.exact(x, weight, y))
 
 
-@_kernel("forward_out")
+@kernel("forward_out")
 def _forward_out(x: Tensor, weight: Optional[Tensor], eps: float, weight_offset: float = 0.0,
                  rounding: str = "once", *, out: Tensor) -> None:
-    _calls.forward(x, weight, eps, weight_offset, _norm._rounding(rounding), out.dtype, out)
+    _calls.forward(x, weight, eps, weight_offset, _norm.rounding_code(rounding), out.dtype, out)
 
 
-@_fake("forward_out")
+@fake("forward_out")
 def _forward_out_fake(x: Tensor, weight: Optional[Tensor], eps: float, weight_offset: float = 0.0,
                       rounding: str = "once", *, out: Tensor) -> None:
     _check(x, weight, out=out)
@@ -98,17 +109,17 @@ def _forward_out_fake(x: Tensor, weight: Optional[Tensor], eps: float, weight_of
 # ---- add_forward ---------------------------------------------------------------------------------
 
 
-@_kernel("add_forward")
+@kernel("add_forward")
 def _add_forward(x: Tensor, residual: Tensor, weight: Optional[Tensor], eps: float,
                  weight_offset: float = 0.0, rounding: str = "once", *,
                  dtype: torch.dtype) -> Tuple[Tensor, Tensor, Tensor]:
     y, h, rstd = _calls.add_forward(x, residual, weight, eps, weight_offset,
-                                    _norm._rounding(rounding), dtype, keep_rstd=True)
+                                    _norm.rounding_code(rounding), dtype, keep_rstd=True)
     assert rstd is not None
     return y, h, rstd
 
 
-@_fake("add_forward")
+@fake("add_forward")
 def _add_forward_fake(x: Tensor, residual: Tensor, weight: Optional[Tensor], eps: float,
                       weight_offset: float = 0.0, rounding: str = "once", *,
                       dtype: torch.dtype) -> Tuple[Tensor, Tensor, Tensor]:
@@ -118,14 +129,14 @@ def _add_forward_fake(x: Tensor, residual: Tensor, weight: Optional[Tensor], eps
     return y, h, _calls.like_rows(y, _calls.exact(x, residual, weight, y))
 
 
-@_kernel("add_forward_")
+@kernel("add_forward_")
 def _add_forward_in_place(x: Tensor, residual: Tensor, weight: Optional[Tensor], eps: float,
                           weight_offset: float = 0.0, rounding: str = "once") -> None:
-    _calls.add_forward(x, residual, weight, eps, weight_offset, _norm._rounding(rounding), x.dtype,
-                       in_place=True)
+    _calls.add_forward(x, residual, weight, eps, weight_offset, _norm.rounding_code(rounding),
+                       x.dtype, in_place=True)
 
 
-@_fake("add_forward_")
+@fake("add_forward_")
 def _add_forward_in_place_fake(x: Tensor, residual: Tensor, weight: Optional[Tensor], eps: float,
                                weight_offset: float = 0.0, rounding: str = "once") -> None:
     _check(x, weight, residual=residual)
@@ -134,20 +145,20 @@ def _add_forward_in_place_fake(x: Tensor, residual: Tensor, weight: Optional[Ten
 # ---- backward ------------------------------------------------------------------------------------
 
 
-@_kernel("backward")
+@kernel("backward")
 def _backward(dy: Tensor, h: Tensor, weight: Optional[Tensor], rstd: Tensor, dh: Optional[Tensor],
               eps: float, weight_offset: float = 0.0, *, dx: Dtype, dresidual: Dtype,
               dweight: bool) -> List[Tensor]:
-    return _or_empty(h, _calls.backward(dy, h, weight, rstd, dh, eps, weight_offset, dx, dresidual,
-                                        dweight))
+    return or_empty(h, _calls.backward(dy, h, weight, rstd, dh, eps, weight_offset, dx, dresidual,
+                                       dweight))
 
 
-@_fake("backward")
+@fake("backward")
 def _backward_fake(dy: Tensor, h: Tensor, weight: Optional[Tensor], rstd: Tensor,
                    dh: Optional[Tensor], eps: float, weight_offset: float = 0.0, *, dx: Dtype,
                    dresidual: Dtype, dweight: bool) -> List[Tensor]:
     _check(h, weight, dy=dy, dh=dh)
-    return _or_empty(h, _calls.backward_outputs(h, weight, dx, dresidual, dweight))
+    return or_empty(h, _calls.backward_outputs(h, weight, dx, dresidual, dweight))
 
 
 # ---- Autograd ------------------------------------------------------------------------------------
@@ -167,17 +178,16 @@ def _setup_add(ctx: Any, inputs: Tuple[Any, ...], keyword_only_inputs: Any, outp
     _autograd.save_add(ctx, x, residual, weight, h, rstd, eps, weight_offset, rounding)
 
 
-torch.library.register_autograd(
-    "rmsnorm::forward",
-    lambda ctx, dy, drstd: (*_autograd.gradients(ctx, dy), None, None, None),
-    setup_context=_setup, lib=_library)
-torch.library.register_autograd(
-    "rmsnorm::add_forward",
-    lambda ctx, dy, dh, drstd: (*_autograd.add_gradients(ctx, dy, dh), None, None, None),
-    setup_context=_setup_add, lib=_library)
+autograd("forward", _setup,
+         lambda ctx, dy, drstd: (*_autograd.gradients(ctx, dy), None, None, None))
+autograd("add_forward", _setup_add,
+         lambda ctx, dy, dh, drstd: (*_autograd.add_gradients(ctx, dy, dh), None, None, None))
+
+SECOND_ORDER = ("has no gradient of its own: autograd with create_graph=True differentiates the "
+                "definition instead")
 
 
-def _not_differentiable(name: str, why: str) -> None:
+def not_differentiable(name: str, why: str) -> None:
     """Instead of a silent lack of gradients."""
     operator = getattr(operators, name).default
 
@@ -190,8 +200,7 @@ def _not_differentiable(name: str, why: str) -> None:
     _library.impl(name, refuse, "Autograd", with_keyset=True)
 
 
-_not_differentiable("forward_out", "has no gradient: call it without out, or under torch.no_grad()")
-_not_differentiable("add_forward_",
-                    "has no gradient: use add_forward, or call it under torch.no_grad()")
-_not_differentiable("backward", "has no gradient of its own: autograd with create_graph=True "
-                    "differentiates the definition instead")
+not_differentiable("forward_out", "has no gradient: call it without out, or under torch.no_grad()")
+not_differentiable("add_forward_",
+                   "has no gradient: use add_forward, or call it under torch.no_grad()")
+not_differentiable("backward", SECOND_ORDER)
