@@ -221,6 +221,12 @@ Name draw_name(Bytes *bytes, Direction direction) {
   return name;
 }
 
+// Any number of bytes from any address.
+template <class Pointer>
+void *moved(Pointer *from, int64_t bytes) {
+  return reinterpret_cast<void *>(reinterpret_cast<uintptr_t>(from) + static_cast<uint64_t>(bytes));
+}
+
 // Overwrites one thing.
 void edit(Bytes *bytes, Params *params) {
   const Name name = draw_name(bytes, params->direction);
@@ -243,9 +249,9 @@ void edit(Bytes *bytes, Params *params) {
     case 4: tensor = other; break;
     case 5:
       tensor = other;
-      tensor.data = static_cast<char *>(other.data) + bytes->take<int8_t>();
+      tensor.data = moved(other.data, bytes->take<int8_t>());
       break;
-    case 6: tensor.data = static_cast<char *>(tensor.data) + bytes->take<int8_t>(); break;
+    case 6: tensor.data = moved(tensor.data, bytes->take<int8_t>()); break;
     case 7: tensor.data = nullptr; break;
     case 8: tensor = RMSNORM_TENSOR_INIT; break;
     case 9: tensor.dtype = bytes->take<uint8_t>() * 256 + (8 << bytes->below(4)); break;
