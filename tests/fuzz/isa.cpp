@@ -20,7 +20,7 @@ Case draw_case(Bytes *bytes) {
   const rmsnorm_dtype_t dtype = kDtypes[bytes->below(4)];
   const bool forward = bytes->below(2) == 0, mixed = bytes->below(3) == 1 && dtype != kF64;
   const int64_t rows = 1 + static_cast<int64_t>(bytes->below(4));
-  const int64_t cols = 1 + static_cast<int64_t>(bytes->below(bytes->below(4) == 1 ? 1100 : 80));
+  const int64_t cols = 1 + static_cast<int64_t>(bytes->below(bytes->below(8) == 1 ? 1100 : 80));
   Case c = forward ? forward_case(dtype, rows, cols) : backward_case(dtype, rows, cols);
   c.groups = 1 + static_cast<int64_t>(bytes->below(3));
   c.eps = kEps[bytes->below(6)], c.offset = kOffsets[bytes->below(6)];
@@ -76,12 +76,13 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
   Arrays arrays = make_arrays(c, layout);
   draw_elements(&bytes, c, &arrays);
   const Bits expected = bits_with(c, kGeneric, arrays);
-  for (const RowTable *table : tables_here())
-    for (const int64_t past_cache : {INT64_MAX, int64_t{0}}) {
-      const State state = {table, nullptr, nullptr, nullptr, past_cache};
-      EXPECT_EQ(bits_with(c, state, arrays), expected)
-          << table->isa << (past_cache == 0 ? " past the cache " : " ") << c;
-    }
+  const int64_t past_cache = bytes.below(2) == 0 ? INT64_MAX : 0;
+  for (const RowTable *table : tables_here()) {
+    if (table == &cpu::kGenericRows && past_cache != 0) continue;  // that is `expected`
+    const State state = {table, nullptr, nullptr, nullptr, past_cache};
+    EXPECT_EQ(bits_with(c, state, arrays), expected)
+        << table->isa << (past_cache == 0 ? " past the cache " : " ") << c;
+  }
   check(c, kGeneric, arrays);
   if (testing::Test::HasFailure()) std::abort();  // said by the failure above
   return 0;
