@@ -51,18 +51,17 @@ CUcontext current_context() {
 // x = dy = 3 in each of `rows` x `cols`, without a weight: y is 1 and dx 0, but for roundings.
 struct Buffers {
   static constexpr int64_t kRows = 50, kCols = 512;
-  float *x = nullptr, *y = nullptr, *dx = nullptr;
-  char *workspace = nullptr;
+  void *x = nullptr, *y = nullptr, *dx = nullptr, *workspace = nullptr;
   static constexpr size_t kBytes = kRows * kCols * sizeof(float), kWorkspace = size_t{1} << 24;
 
   void allocate() {  // on the current device
     const std::vector<float> threes(kRows * kCols, 3.0f);
-    for (float **each : {&x, &y, &dx}) ASSERT_EQ(cudaMalloc(each, kBytes), cudaSuccess);
+    for (void **each : {&x, &y, &dx}) ASSERT_EQ(cudaMalloc(each, kBytes), cudaSuccess);
     ASSERT_EQ(cudaMalloc(&workspace, kWorkspace), cudaSuccess);
     ASSERT_EQ(cudaMemcpy(x, threes.data(), kBytes, cudaMemcpyHostToDevice), cudaSuccess);
     ASSERT_EQ(cudaDeviceSynchronize(), cudaSuccess);
   }
-  static void expect_near(const float *from, float value) {
+  static void expect_near(const void *from, float value) {
     std::vector<float> read(kRows * kCols);
     ASSERT_EQ(cudaMemcpy(read.data(), from, kBytes, cudaMemcpyDeviceToHost), cudaSuccess);
     for (const float element : read) ASSERT_NEAR(element, value, 1e-5);
@@ -123,7 +122,7 @@ TEST(CudaDevices, TheSecondOfTwo) {
   Buffers first;
   first.allocate();
   const CUcontext before = current_context();
-  for (float *each : {second.y, second.dx}) ASSERT_EQ(cudaMemset(each, 0xff, 4), cudaSuccess);
+  for (void *each : {second.y, second.dx}) ASSERT_EQ(cudaMemset(each, 0xff, 4), cudaSuccess);
   for (cudaStream_t in : {stream, cudaStream_t{nullptr}, cudaStreamPerThread}) {
     run_both(context, second, in);
     int current = -1;
