@@ -2,13 +2,13 @@
 """The ABI gate: what today's interface may differ in from the released one.
 
 usage: tests/abi/gate.py             says what differs; exit status 1 if anything does
-       tests/abi/gate.py --accept    takes what was added into tests/abi/released
+       tests/abi/gate.py --accept    takes what was added into tests/abi/accepted
 
 What was released stays as it was: constants, types, structs' fields, signatures, symbols and their
-version nodes. What is removed or changed passes only where RMSNORM_ABI_VERSION is higher than the
-released one. What is added has to be accepted, so that nobody adds it by mistake: --accept writes
-layout.json and symbols.txt anew, and refuses while anything is removed or changed. The released
-header stays: it is the one that yesterday's programs were compiled with.
+version nodes. What is removed or changed passes only where RMSNORM_ABI_VERSION is higher than that
+of tests/abi/accepted. What is added has to be accepted, so that nobody adds it by mistake: --accept
+writes that folder's header, layout.json and symbols.txt anew, and refuses while anything is removed
+or changed. The header of tests/abi/released stays: yesterday's programs were compiled with it.
 """
 import argparse
 import json
@@ -16,20 +16,21 @@ import pathlib
 import sys
 
 HERE = pathlib.Path(__file__).resolve().parent
-RELEASED = HERE / "released"
+ACCEPTED = HERE / "accepted"
+HEADER = HERE.parent.parent / "include/rmsnorm.h"
 TODAY = HERE.parent.parent / "bindings/layout.json"
 VERSION = "RMSNORM_ABI_VERSION"
 NODE = "RMSNORM_0"  # of symbols that are added before the ABI is frozen; then RMSNORM_1, and so on
 FREE = {"RMSNORM_VERSION_MAJOR", "RMSNORM_VERSION_MINOR", "RMSNORM_VERSION_PATCH", VERSION}
 
 
-def released_layout() -> dict:
-    return json.loads((RELEASED / "layout.json").read_text())
+def accepted_layout() -> dict:
+    return json.loads((ACCEPTED / "layout.json").read_text())
 
 
-def released_symbols() -> dict:
+def accepted_symbols() -> dict:
     """Each symbol's version node."""
-    return dict(line.split("@@") for line in (RELEASED / "symbols.txt").read_text().split())
+    return dict(line.split("@@") for line in (ACCEPTED / "symbols.txt").read_text().split())
 
 
 def may_grow(struct: dict) -> bool:
@@ -77,9 +78,9 @@ def compare(old: dict, new: dict) -> tuple:
 def differences() -> tuple:
     """(what was removed or changed, what was added) since the release; nothing counts as broken
     under a higher ABI version."""
-    old, new = released_layout(), json.loads(TODAY.read_text())
+    old, new = accepted_layout(), json.loads(TODAY.read_text())
     broken, added = compare(old, new)
-    known, functions = set(released_symbols()), set(new["functions"])
+    known, functions = set(accepted_symbols()), set(new["functions"])
     broken += [f"{name}: no longer declared" for name in sorted(known - functions)]
     added += [f"{name} in symbols.txt" for name in sorted(functions - known)]
     before, now = old["constants"][VERSION], new["constants"][VERSION]
@@ -89,10 +90,11 @@ def differences() -> tuple:
 
 
 def accept() -> None:
-    nodes = released_symbols()
+    nodes = accepted_symbols()
+    (ACCEPTED / "rmsnorm.h").write_text(HEADER.read_text())
     layout = json.loads(TODAY.read_text())
-    (RELEASED / "layout.json").write_text(TODAY.read_text())
-    (RELEASED / "symbols.txt").write_text("".join(
+    (ACCEPTED / "layout.json").write_text(TODAY.read_text())
+    (ACCEPTED / "symbols.txt").write_text("".join(
         f"{name}@@{nodes.get(name, NODE)}\n" for name in sorted(layout["functions"])))
 
 

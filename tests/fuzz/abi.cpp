@@ -91,7 +91,11 @@ struct World {
       make_context(RMSNORM_CONTEXT_PRELOAD, nullptr, 2, nullptr),
       make_context(0, half_done, 0, count_lines),
   };
+  int64_t accepted = 0, refused = 0, others = 0;  // runs of an operation; other functions
   ~World() {
+    std::fprintf(stderr, "%lld calls accepted, %lld refused, %lld of other functions\n",
+                 static_cast<long long>(accepted), static_cast<long long>(refused),
+                 static_cast<long long>(others));
     for (rmsnorm_context_t *context : contexts) rmsnorm_context_destroy(context);
   }
 };
@@ -395,6 +399,7 @@ void call_operation(Bytes *bytes) {
   REQUIRE(asked == RMSNORM_SUCCESS || needed == 0x5a5a5a5a);
   REQUIRE(memory.changed(false, nullptr, 0) == nullptr);
   ask_name(direction, context, at, asked, bytes->below(160));
+  world().others += 2;
 
   // What the call sees, if it is accepted: fields may have been edited.
   const auto read_shape = [&](const auto &head) {
@@ -424,6 +429,7 @@ void call_operation(Bytes *bytes) {
   if (status != RMSNORM_SUCCESS && status != RMSNORM_ERROR_CALLBACK) {
     REQUIRE(memory.changed(false, nullptr, 0) == nullptr);
     REQUIRE(lines == lines_before);
+    ++world().refused;
     return;
   }
   REQUIRE(asked == RMSNORM_SUCCESS && given >= real && stream == nullptr && context != nullptr);
@@ -440,6 +446,7 @@ void call_operation(Bytes *bytes) {
   memory.flip_all_but_inputs();
   REQUIRE(run(direction, context, at, workspace, workspace_size, stream) == RMSNORM_SUCCESS);
   REQUIRE(memory.outputs() == outputs);
+  world().accepted += 2;
 }
 
 // ---- The other functions ------------------------------------------------------------------------
