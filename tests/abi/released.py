@@ -90,7 +90,7 @@ def gate_sees():
 def golden_symbols(flavour):
     lines = run("nm", "-D", "--defined-only", "--with-symbol-versions",
                 flavour / "librmsnorm.so").splitlines()
-    found = {line.split()[-1] for line in lines} - {gate.NODE}
+    found = {line.split()[-1] for line in lines if line.split()[-2] != "A"}  # A: version nodes
     wanted = set((gate.ACCEPTED / "symbols.txt").read_text().split())
     expect_none(sorted(wanted - found), "released, but not exported:")
     expect_none(sorted(found - wanted), "exported, but not in tests/abi/accepted/symbols.txt:")
@@ -139,13 +139,13 @@ def stub(layout: dict) -> str:
 
 def no_difference(flavour):
     abidiff = find_tool("abidiff")
-    if ".debug_info" not in run("readelf", "-SW", flavour / "librmsnorm.so"):
-        raise AssertionError("the library was built without types")
+    library = (flavour / "librmsnorm.so").read_bytes()
+    assert b"rmsnorm_forward_params_t" in library, "the library was built without types"
+    options = f"--version-script={ROOT / 'src/build/rmsnorm.map'},-soname,librmsnorm.so.{abi()}"
     with tempfile.TemporaryDirectory() as folder:
         accepted = pathlib.Path(folder) / "librmsnorm.so"
         run("c++", "-g", "-shared", "-fPIC", "-w", "-I", gate.ACCEPTED, "-x", "c++", "-", "-o",
-            accepted, f"-Wl,--version-script={ROOT / 'src/build/rmsnorm.map'},-soname,librmsnorm.so.{abi()}",
-            input=stub(gate.accepted_layout()))
+            accepted, f"-Wl,{options}", input=stub(gate.accepted_layout()))
         run(abidiff, "--headers-dir1", gate.ACCEPTED, "--headers-dir2", ROOT / "include", accepted,
             flavour / "librmsnorm.so")
 
