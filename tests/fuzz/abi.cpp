@@ -145,6 +145,13 @@ Shape draw_shape(Bytes *bytes) {
   return shape;
 }
 
+// Each of an operation's tensors has one of its own.
+size_t region_of(Direction direction, Name name) {
+  size_t region = 0;
+  for (int i = 0; i < name; ++i) region += rmsnorm_test::takes(direction, static_cast<Name>(i));
+  return region % kMiscRegion;
+}
+
 // A tensor in a region of its own: from its beginning, up to its end, or between.
 void draw_tensor(Bytes *bytes, const Shape &shape, Name name, rmsnorm_dtype_t dtype,
                  Params *params) {
@@ -168,7 +175,7 @@ void draw_tensor(Bytes *bytes, const Shape &shape, Name name, rmsnorm_dtype_t dt
     return stride > 0 && count > 1 ? stride * (count - 1) : 0;
   };
   const int64_t high = reach(tensor.row_stride, rows) + reach(tensor.group_stride, groups) + cols;
-  const size_t region = static_cast<size_t>(name) % kMiscRegion;
+  const size_t region = region_of(params->direction, name);
   char *at = world().memory.begin(region) + low * size;
   switch (bytes->below(3)) {
     case 0: break;
@@ -416,7 +423,10 @@ void call_operation(Bytes *bytes) {
   switch (bytes->below(16)) {
     case 1: workspace = nullptr; break;
     case 2: workspace_size = workspace_size > 0 ? workspace_size - 1 : 0; break;
-    case 3: workspace = memory.begin(draw_name(bytes, direction) % kMiscRegion); break;
+    case 3:  // where a tensor may be
+      if (workspace_size <= Memory::kRegionBytes)
+        workspace = memory.begin(region_of(direction, draw_name(bytes, direction)));
+      break;
     case 4: workspace = memory.begin(Memory::kRegions); break;
     default: break;
   }
