@@ -118,11 +118,12 @@ TEST(CudaDevices, TheSecondOfTwo) {
   EXPECT_FALSE(has_context(0)) << "calls on device 1 made a context on device 0";
 
   // Now with device 0 current, whose memory the context refuses.
+  for (void *each : {second.y, second.dx}) ASSERT_EQ(cudaMemset(each, 0xff, 4), cudaSuccess);
+  ASSERT_EQ(cudaDeviceSynchronize(), cudaSuccess);
   ASSERT_EQ(cudaSetDevice(0), cudaSuccess);
   Buffers first;
   first.allocate();
   const CUcontext before = current_context();
-  for (void *each : {second.y, second.dx}) ASSERT_EQ(cudaMemset(each, 0xff, 4), cudaSuccess);
   for (cudaStream_t in : {stream, cudaStream_t{nullptr}, cudaStreamPerThread}) {
     run_both(context, second, in);
     int current = -1;

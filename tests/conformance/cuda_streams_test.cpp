@@ -56,7 +56,8 @@ TEST_F(CudaStreams, LateProducer) {
     for (const Direction direction : kDirections) {
       Case c = full_case(direction, 300, 2000, RMSNORM_DTYPE_BF16);
       c.flags = flags;
-      Execution execution(device(), c);
+      Execution warm(device(), c), execution(device(), c);
+      ASSERT_EQ(warm.run(), RMSNORM_SUCCESS) << last_error();  // code is loaded
       execution.upload();
       ASSERT_EQ(execution.prepare_workspace(), RMSNORM_SUCCESS) << last_error();
       void *const x = const_cast<void *>(execution.params.tensor(kX).data);
