@@ -24,7 +24,10 @@ inline void expect_within(double got, const Exact &exact, double slack, rmsnorm_
   const double unit = reference::ulp(exact, dtype);
   const double excused = std::isfinite(slack / unit) && slack > 0 ? slack / unit : 0;
   // An Inf stands for all that rounds to it: is one of these within what is excused?
-  const double largest = dtype == kF16 ? 65504 : dtype == kF64 ? DBL_MAX : FLT_MAX;
+  const double largest = dtype == kF16    ? 65504
+                         : dtype == kBf16 ? 0x1.fep127
+                         : dtype == kF64  ? DBL_MAX
+                                          : FLT_MAX;
   if (std::isinf(got) && slack > 0 && std::copysign(1, got) * exact.high + slack >= largest) return;
   ASSERT_TRUE(error <= bound + excused)
       << what << " " << got << ", exactly " << exact.high << " + " << exact.low << ": " << error
