@@ -45,14 +45,18 @@ need_venv() {
   python3 -c 'import ensurepip, venv' 2>/dev/null || apt_install python3-venv
 }
 
+# NAME: what src/build/pins/NAME.txt says, with the hashes of all that it needs. After a change of
+# version: echo 'NAME==VERSION' | uv pip compile --universal --python-version 3.9 \
+#   --generate-hashes --no-header --no-annotate - -o src/build/pins/NAME.txt
 pip_install() {
+  local pins=src/build/pins/$1.txt
   need_venv
   if [ ! -x "$tools/bin/pip" ]; then
     quietly "$tools-pip.log" python3 -m venv --clear "$tools" || die "python3 -m venv failed"
   fi
-  "$tools/bin/pip" show --quiet "${1%%[[=]*}" 2>/dev/null || say "Installing $1 from PyPI"
-  quietly "$tools-pip.log" "$tools/bin/pip" install --disable-pip-version-check "$1" ||
-    die "pip could not install $1"
+  "$tools/bin/pip" show --quiet "$1" 2>/dev/null || say "Installing $1 from PyPI"
+  quietly "$tools-pip.log" "$tools/bin/pip" install --disable-pip-version-check --require-hashes \
+    -r "$pins" || die "pip could not install $1"
 }
 
 need_compiler() {
@@ -60,8 +64,8 @@ need_compiler() {
 }
 
 need_cmake() {
-  at_least 3.25 "$(cmake --version 2>/dev/null | sed -n '1s/.* //p')" || pip_install cmake==3.31.10
-  command -v ninja >/dev/null || pip_install ninja==1.13.0
+  at_least 3.25 "$(cmake --version 2>/dev/null | sed -n '1s/.* //p')" || pip_install cmake
+  command -v ninja >/dev/null || pip_install ninja
 }
 
 need_nvcc() {
@@ -74,7 +78,7 @@ need_nvcc() {
       return
     fi
   done
-  pip_install "cuda-toolkit[nvcc,cudart,cccl,nvvm,crt]==13.0.3.0"
+  pip_install cuda-toolkit # with nvcc, cudart, cccl, nvvm and crt
   local toolkit
   toolkit=$(echo "$tools"/lib/python3*/site-packages/nvidia/cu13)
   ln -sfn lib "$toolkit/lib64" # where nvcc and CMake look for the runtime
