@@ -60,20 +60,38 @@ void add_backward(rmsnorm_dtype_t dtype, bool whole, std::vector<Case> *list) {
   }
 }
 
+// Contiguous rows; aligned ones with gaps; rows that are not aligned.
+void add_glu(rmsnorm_dtype_t dtype, std::vector<Case> *list) {
+  for (const Direction direction : {Direction::kGluForward, Direction::kGluBackward})
+    for (const int64_t gap : {0, 16, 3})
+      for (const rmsnorm_activation_t activation :
+           {RMSNORM_ACTIVATION_SILU, RMSNORM_ACTIVATION_GELU_TANH, RMSNORM_ACTIVATION_GELU_ERF}) {
+        Case c = full_case(direction, 7, 640, first_of(dtype));
+        c.activation = activation;
+        for (const Name name : {kGate, kDgate, kY})
+          if (gap != 0 && c.has(name)) c[name].row_stride = c.cols + gap;
+        if (dtype == RMSNORM_DTYPE_NONE) c[kUp].dtype = RMSNORM_DTYPE_F32;
+        finished(c, list);
+      }
+}
+
 }  // namespace
 
 std::vector<Case> kernel_list() {
   std::vector<Case> list;
-  for (const rmsnorm_dtype_t dtype : kRows)
+  for (const rmsnorm_dtype_t dtype : kRows) {
     for (const bool whole : {true, false}) {
       add_forward(dtype, whole, &list);
       add_backward(dtype, whole, &list);
     }
+    add_glu(dtype, &list);
+  }
   // fp64, and rows that are too long for every other kernel.
   for (const Direction direction : {Direction::kForward, Direction::kBackward}) {
     finished(full_case(direction, 7, 500, RMSNORM_DTYPE_F64), &list);
     finished(full_case(direction, 2, 300001, RMSNORM_DTYPE_F32), &list);
   }
+  add_glu(RMSNORM_DTYPE_F64, &list);
   return list;
 }
 
