@@ -41,7 +41,7 @@ TEST(CudaEarlier, AFaultIsReportedAsWhatItIs) {
   EXPECT_NE(last_error().find("before this call"), std::string::npos) << last_error();
   EXPECT_EQ(cudaPeekAtLastError(), cudaErrorIllegalAddress) << "it is the caller's to find";
   // What needs no device goes on.
-  execution->params.edit_head([](auto *head) { head->eps = -1; });
+  execution->params.edit_norm([](auto *head) { head->eps = -1; });
   EXPECT_EQ(execution->launch(), RMSNORM_ERROR_VALUE) << last_error();
   rmsnorm_context_t *context = nullptr;
   EXPECT_EQ(rmsnorm_context_create(nullptr, &context), RMSNORM_SUCCESS) << last_error();

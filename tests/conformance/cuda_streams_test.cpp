@@ -20,8 +20,6 @@ TEST(CudaStreams, All) { GTEST_SKIP() << "these tests were built without RMSNORM
 
 #else
 
-constexpr Direction kDirections[] = {Direction::kForward, Direction::kBackward};
-
 class Stream {
  public:
   Stream() { EXPECT_EQ(cudaStreamCreateWithFlags(&own_, cudaStreamNonBlocking), cudaSuccess); }

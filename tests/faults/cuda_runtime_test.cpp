@@ -18,7 +18,6 @@ using rmsnorm_fake::own_context;
 using rmsnorm_fake::primary_context;
 using rmsnorm_fake::runtime;
 
-constexpr Direction kDirections[] = {Direction::kForward, Direction::kBackward};
 constexpr uint32_t kAllFlags = RMSNORM_CONTEXT_PRELOAD | RMSNORM_CONTEXT_CHECK_POINTERS;
 
 std::string last_error() {
@@ -48,9 +47,12 @@ Params params_of(const Case &c) {
   }
   params.edit_head([&](auto *head) {
     head->rows = c.rows, head->groups = c.groups, head->cols = c.cols;
-    head->eps = c.eps, head->weight_offset = c.weight_offset;
-    head->rounding = c.rounding, head->flags = c.flags;
+    head->flags = c.flags;
   });
+  params.edit_norm([&](auto *norm) {
+    norm->eps = c.eps, norm->weight_offset = c.weight_offset, norm->rounding = c.rounding;
+  });
+  params.edit_glu([&](auto *glu) { glu->activation = c.activation; });
   return params;
 }
 

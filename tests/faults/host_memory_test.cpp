@@ -9,8 +9,6 @@
 namespace rmsnorm_test {
 namespace {
 
-constexpr Direction kDirections[] = {Direction::kForward, Direction::kBackward};
-
 class HostMemory : public testing::Test {
  protected:
   void SetUp() override {
@@ -78,10 +76,10 @@ TEST_F(HostMemory, CallsAskForNone) {
         allocations().requests = 0;
         EXPECT_EQ(execution.launch(), RMSNORM_SUCCESS) << last_error();
         EXPECT_EQ(allocations().requests, 0);
-        execution.params.edit_head([](auto *head) { head->eps = -1; });
-        EXPECT_EQ(execution.launch(), RMSNORM_ERROR_VALUE);
+        execution.params.edit_head([](auto *head) { head->rows = -1; });
+        EXPECT_EQ(execution.launch(), RMSNORM_ERROR_SHAPE);
         EXPECT_EQ(allocations().requests, 0);
-        execution.params.edit_head([](auto *head) { head->eps = 1e-6; });
+        execution.params.edit_head([](auto *head) { head->rows = 5; });
         execution.download();
         EXPECT_TRUE(conforms(execution));
       }

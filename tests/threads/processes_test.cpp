@@ -17,8 +17,6 @@
 namespace rmsnorm_test {
 namespace {
 
-constexpr Direction kDirections[] = {Direction::kForward, Direction::kBackward};
-
 Device &cpu() {
   std::string why_not;
   return *find_device(RMSNORM_DEVICE_CPU, &why_not);
@@ -89,7 +87,7 @@ TEST(Fork, AmongCallsOfOtherThreads) {
   std::vector<std::thread> callers;
   for (int i = 0; i < 3; ++i)
     callers.emplace_back([&, i] {
-      Execution execution(cpu(), full_case(kDirections[i % 2], 100, 2000, RMSNORM_DTYPE_BF16));
+      Execution execution(cpu(), full_case(kDirections[i % 4], 100, 2000, RMSNORM_DTYPE_BF16));
       execution.context = context.get();
       execution.upload();
       failures += execution.prepare_workspace() != RMSNORM_SUCCESS;
@@ -155,11 +153,16 @@ class Copy {
 rmsnorm_status_t run_in(const Opened &library, const rmsnorm_context_t *context,
                         const Execution &execution) {
   const Params &params = execution.params;
-  if (params.direction == Direction::kForward)
-    return FIND(library, rmsnorm_forward)(context, &params.forward, execution.workspace,
-                                          execution.workspace_size, execution.stream);
-  return FIND(library, rmsnorm_backward)(context, &params.backward, execution.workspace,
-                                         execution.workspace_size, execution.stream);
+  const auto run = [&](auto function, const auto &of_direction) {
+    return function(context, &of_direction, execution.workspace, execution.workspace_size,
+                    execution.stream);
+  };
+  switch (params.direction) {
+    case Direction::kForward: return run(FIND(library, rmsnorm_forward), params.forward);
+    case Direction::kBackward: return run(FIND(library, rmsnorm_backward), params.backward);
+    case Direction::kGluForward: return run(FIND(library, rmsnorm_glu_forward), params.glu_forward);
+    default: return run(FIND(library, rmsnorm_glu_backward), params.glu_backward);
+  }
 }
 
 TEST(Dlopen, AThousandTimes) {

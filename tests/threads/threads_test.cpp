@@ -15,7 +15,6 @@
 namespace rmsnorm_test {
 namespace {
 
-constexpr Direction kDirections[] = {Direction::kForward, Direction::kBackward};
 constexpr size_t kThreads = 64;
 
 // All threads go on once all have come.
@@ -49,7 +48,7 @@ void on_threads(size_t count, Body body) {
 class Threads : public OnDevice {
  protected:
   static Case case_of(size_t thread) {
-    const Direction direction = kDirections[thread % 2];
+    const Direction direction = kDirections[thread % 4];
     return full_case(direction, 20 + static_cast<int64_t>(thread % 3),
                      100 + static_cast<int64_t>(thread), kDtypes[thread / 2 % 4]);
   }
