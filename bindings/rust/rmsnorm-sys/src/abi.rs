@@ -313,6 +313,92 @@ const _: () = {
     ["Offset of field: rmsnorm_backward_params_t::dbias"]
         [::core::mem::offset_of!(rmsnorm_backward_params_t, dbias) - 312usize];
 };
+pub type rmsnorm_activation_t = i32;
+pub const RMSNORM_ACTIVATION_SILU: rmsnorm_activation_t = 0;
+pub const RMSNORM_ACTIVATION_GELU_TANH: rmsnorm_activation_t = 1;
+pub const RMSNORM_ACTIVATION_GELU_ERF: rmsnorm_activation_t = 2;
+#[repr(C)]
+#[derive(Debug, Copy, Clone)]
+pub struct rmsnorm_glu_forward_params_t {
+    pub struct_size: usize,
+    pub rows: i64,
+    pub groups: i64,
+    pub cols: i64,
+    pub activation: rmsnorm_activation_t,
+    pub flags: u32,
+    pub gate: rmsnorm_input_t,
+    pub up: rmsnorm_input_t,
+    pub y: rmsnorm_tensor_t,
+}
+#[allow(clippy::unnecessary_operation, clippy::identity_op)]
+const _: () = {
+    ["Size of rmsnorm_glu_forward_params_t"]
+        [::core::mem::size_of::<rmsnorm_glu_forward_params_t>() - 136usize];
+    ["Alignment of rmsnorm_glu_forward_params_t"]
+        [::core::mem::align_of::<rmsnorm_glu_forward_params_t>() - 8usize];
+    ["Offset of field: rmsnorm_glu_forward_params_t::struct_size"]
+        [::core::mem::offset_of!(rmsnorm_glu_forward_params_t, struct_size) - 0usize];
+    ["Offset of field: rmsnorm_glu_forward_params_t::rows"]
+        [::core::mem::offset_of!(rmsnorm_glu_forward_params_t, rows) - 8usize];
+    ["Offset of field: rmsnorm_glu_forward_params_t::groups"]
+        [::core::mem::offset_of!(rmsnorm_glu_forward_params_t, groups) - 16usize];
+    ["Offset of field: rmsnorm_glu_forward_params_t::cols"]
+        [::core::mem::offset_of!(rmsnorm_glu_forward_params_t, cols) - 24usize];
+    ["Offset of field: rmsnorm_glu_forward_params_t::activation"]
+        [::core::mem::offset_of!(rmsnorm_glu_forward_params_t, activation) - 32usize];
+    ["Offset of field: rmsnorm_glu_forward_params_t::flags"]
+        [::core::mem::offset_of!(rmsnorm_glu_forward_params_t, flags) - 36usize];
+    ["Offset of field: rmsnorm_glu_forward_params_t::gate"]
+        [::core::mem::offset_of!(rmsnorm_glu_forward_params_t, gate) - 40usize];
+    ["Offset of field: rmsnorm_glu_forward_params_t::up"]
+        [::core::mem::offset_of!(rmsnorm_glu_forward_params_t, up) - 72usize];
+    ["Offset of field: rmsnorm_glu_forward_params_t::y"]
+        [::core::mem::offset_of!(rmsnorm_glu_forward_params_t, y) - 104usize];
+};
+#[repr(C)]
+#[derive(Debug, Copy, Clone)]
+pub struct rmsnorm_glu_backward_params_t {
+    pub struct_size: usize,
+    pub rows: i64,
+    pub groups: i64,
+    pub cols: i64,
+    pub activation: rmsnorm_activation_t,
+    pub flags: u32,
+    pub dy: rmsnorm_input_t,
+    pub gate: rmsnorm_input_t,
+    pub up: rmsnorm_input_t,
+    pub dgate: rmsnorm_tensor_t,
+    pub dup: rmsnorm_tensor_t,
+}
+#[allow(clippy::unnecessary_operation, clippy::identity_op)]
+const _: () = {
+    ["Size of rmsnorm_glu_backward_params_t"]
+        [::core::mem::size_of::<rmsnorm_glu_backward_params_t>() - 200usize];
+    ["Alignment of rmsnorm_glu_backward_params_t"]
+        [::core::mem::align_of::<rmsnorm_glu_backward_params_t>() - 8usize];
+    ["Offset of field: rmsnorm_glu_backward_params_t::struct_size"]
+        [::core::mem::offset_of!(rmsnorm_glu_backward_params_t, struct_size) - 0usize];
+    ["Offset of field: rmsnorm_glu_backward_params_t::rows"]
+        [::core::mem::offset_of!(rmsnorm_glu_backward_params_t, rows) - 8usize];
+    ["Offset of field: rmsnorm_glu_backward_params_t::groups"]
+        [::core::mem::offset_of!(rmsnorm_glu_backward_params_t, groups) - 16usize];
+    ["Offset of field: rmsnorm_glu_backward_params_t::cols"]
+        [::core::mem::offset_of!(rmsnorm_glu_backward_params_t, cols) - 24usize];
+    ["Offset of field: rmsnorm_glu_backward_params_t::activation"]
+        [::core::mem::offset_of!(rmsnorm_glu_backward_params_t, activation) - 32usize];
+    ["Offset of field: rmsnorm_glu_backward_params_t::flags"]
+        [::core::mem::offset_of!(rmsnorm_glu_backward_params_t, flags) - 36usize];
+    ["Offset of field: rmsnorm_glu_backward_params_t::dy"]
+        [::core::mem::offset_of!(rmsnorm_glu_backward_params_t, dy) - 40usize];
+    ["Offset of field: rmsnorm_glu_backward_params_t::gate"]
+        [::core::mem::offset_of!(rmsnorm_glu_backward_params_t, gate) - 72usize];
+    ["Offset of field: rmsnorm_glu_backward_params_t::up"]
+        [::core::mem::offset_of!(rmsnorm_glu_backward_params_t, up) - 104usize];
+    ["Offset of field: rmsnorm_glu_backward_params_t::dgate"]
+        [::core::mem::offset_of!(rmsnorm_glu_backward_params_t, dgate) - 136usize];
+    ["Offset of field: rmsnorm_glu_backward_params_t::dup"]
+        [::core::mem::offset_of!(rmsnorm_glu_backward_params_t, dup) - 168usize];
+};
 functions! {
     pub fn rmsnorm_version() -> i32;
     pub fn rmsnorm_abi_version() -> i32;
@@ -367,6 +453,44 @@ functions! {
     pub fn rmsnorm_backward_kernel_name(
         context: *const rmsnorm_context_t,
         params: *const rmsnorm_backward_params_t,
+        name: *mut ::core::ffi::c_char,
+        capacity: usize,
+    ) -> rmsnorm_status_t;
+    pub fn rmsnorm_glu_forward_params_init(params: *mut ::core::ffi::c_void, struct_size: usize);
+    pub fn rmsnorm_glu_forward(
+        context: *const rmsnorm_context_t,
+        params: *const rmsnorm_glu_forward_params_t,
+        workspace: *mut ::core::ffi::c_void,
+        workspace_size: usize,
+        stream: *mut ::core::ffi::c_void,
+    ) -> rmsnorm_status_t;
+    pub fn rmsnorm_glu_forward_workspace_size(
+        context: *const rmsnorm_context_t,
+        params: *const rmsnorm_glu_forward_params_t,
+        size: *mut usize,
+    ) -> rmsnorm_status_t;
+    pub fn rmsnorm_glu_forward_kernel_name(
+        context: *const rmsnorm_context_t,
+        params: *const rmsnorm_glu_forward_params_t,
+        name: *mut ::core::ffi::c_char,
+        capacity: usize,
+    ) -> rmsnorm_status_t;
+    pub fn rmsnorm_glu_backward_params_init(params: *mut ::core::ffi::c_void, struct_size: usize);
+    pub fn rmsnorm_glu_backward(
+        context: *const rmsnorm_context_t,
+        params: *const rmsnorm_glu_backward_params_t,
+        workspace: *mut ::core::ffi::c_void,
+        workspace_size: usize,
+        stream: *mut ::core::ffi::c_void,
+    ) -> rmsnorm_status_t;
+    pub fn rmsnorm_glu_backward_workspace_size(
+        context: *const rmsnorm_context_t,
+        params: *const rmsnorm_glu_backward_params_t,
+        size: *mut usize,
+    ) -> rmsnorm_status_t;
+    pub fn rmsnorm_glu_backward_kernel_name(
+        context: *const rmsnorm_context_t,
+        params: *const rmsnorm_glu_backward_params_t,
         name: *mut ::core::ffi::c_char,
         capacity: usize,
     ) -> rmsnorm_status_t;

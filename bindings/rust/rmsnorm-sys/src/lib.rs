@@ -48,7 +48,9 @@ sized!(
     rmsnorm_context_options_t,
     rmsnorm_device_info_t,
     rmsnorm_forward_params_t,
-    rmsnorm_backward_params_t
+    rmsnorm_backward_params_t,
+    rmsnorm_glu_forward_params_t,
+    rmsnorm_glu_backward_params_t
 );
 
 macro_rules! absent {

@@ -38,6 +38,57 @@ pub(crate) trait Operation {
     ) -> std::result::Result<i32, sys::LoadError>;
 }
 
+/// An operation by the names of its params and of its functions: the call, its size and name
+/// queries.
+macro_rules! operation {
+    (
+        $operation:ident,
+        $params:ident,
+        main = $main:literal,
+        wants_workspace = $wants_workspace:literal,
+        [$run:ident, $workspace_size:ident, $kernel_name:ident]
+    ) => {
+        pub(crate) struct $operation;
+
+        impl crate::call::Operation for $operation {
+            type Params = rmsnorm_sys::$params;
+            const MAIN: &'static str = $main;
+            const WANTS_WORKSPACE: bool = $wants_workspace;
+
+            fn set_shape(params: &mut Self::Params, sizes: [i64; 3]) {
+                [params.rows, params.groups, params.cols] = sizes;
+            }
+            unsafe fn run(
+                context: &crate::Context,
+                params: &Self::Params,
+                launch: &crate::Launch,
+            ) -> Result<i32, rmsnorm_sys::LoadError> {
+                let (workspace, size, stream) = crate::call::parts(launch);
+                // SAFETY: the caller's promise.
+                unsafe { context.library.$run(context.as_raw(), params, workspace, size, stream) }
+            }
+            unsafe fn workspace_size(
+                context: &crate::Context,
+                params: &Self::Params,
+                size: &mut usize,
+            ) -> Result<i32, rmsnorm_sys::LoadError> {
+                // SAFETY: the caller's promise.
+                unsafe { context.library.$workspace_size(context.as_raw(), params, size) }
+            }
+            unsafe fn kernel_name(
+                context: &crate::Context,
+                params: &Self::Params,
+                name: &mut [std::ffi::c_char],
+            ) -> Result<i32, rmsnorm_sys::LoadError> {
+                let (text, capacity) = (name.as_mut_ptr(), name.len());
+                // SAFETY: the caller's promise.
+                unsafe { context.library.$kernel_name(context.as_raw(), params, text, capacity) }
+            }
+        }
+    };
+}
+pub(crate) use operation;
+
 /// How a tensor relates to the shape.
 #[derive(Clone, Copy)]
 pub(crate) enum Extent {
@@ -239,19 +290,19 @@ fn device_memory<O: Operation>() -> Error {
     )
 }
 
-/// The strides of a tensor as the C interface wants them, if its shape goes with x's.
+/// The strides of a tensor as the C interface wants them, if its shape goes with the main one's.
 #[inline]
 fn fit(
     name: &str,
     extent: Extent,
     shape: Shape,
     strides: [i64; 2],
-    (main, x): (&str, Shape),
+    (main, its): (&str, Shape),
 ) -> Result<[i64; 2]> {
-    let [rows, groups, cols] = x;
+    let [rows, groups, cols] = its;
     let [row_stride, group_stride] = strides;
     let fitted = match extent {
-        Extent::Elements => (shape == x).then_some(strides),
+        Extent::Elements => (shape == its).then_some(strides),
         Extent::Vector => match shape {
             [1, 1, width] if width == cols => Some([0, 0]),
             // With no groups there is no vector either, but the library would see one.
@@ -270,22 +321,22 @@ fn fit(
             _ => None,
         },
     };
-    fitted.ok_or_else(|| misfit(name, extent, shape, (main, x)))
+    fitted.ok_or_else(|| misfit(name, extent, shape, (main, its)))
 }
 
 #[cold]
-fn misfit(name: &str, extent: Extent, shape: Shape, (main, x): (&str, Shape)) -> Error {
-    let [rows, groups, cols] = x;
+fn misfit(name: &str, extent: Extent, shape: Shape, (main, its): (&str, Shape)) -> Error {
+    let [rows, groups, cols] = its;
     let wanted = match extent {
-        Extent::Elements => text(x),
+        Extent::Elements => text(its),
         Extent::Vector if groups > 1 => {
             format!("{} or {}", text([1, 1, cols]), text([1, groups, cols]))
         }
         Extent::Vector => text([1, 1, cols]),
         Extent::Rows => text([rows, groups, 1]),
     };
-    let (shape, x) = (text(shape), text(x));
-    Error::shape(format!("{name} is {shape}, but with {main} of {x} it must be {wanted}"))
+    let (shape, its) = (text(shape), text(its));
+    Error::shape(format!("{name} is {shape}, but with {main} of {its} it must be {wanted}"))
 }
 
 fn text([rows, groups, cols]: Shape) -> String {
@@ -303,8 +354,8 @@ macro_rules! call_methods {
         /// Runs it on the CPU; done when it returns.
         ///
         /// # Errors
-        /// The first tensor that does not go with x, or what the library refuses. Nothing has been
-        /// written then.
+        /// The first tensor that does not fit the shape, or what the library refuses. Nothing has
+        /// been written then.
         #[inline]
         pub fn run(mut self, context: &crate::Context) -> crate::Result<()> {
             self.call.run(context)

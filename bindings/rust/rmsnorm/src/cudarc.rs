@@ -80,7 +80,7 @@ pub(crate) fn run_on<O: Operation>(
     if call.place() != place_of(stream) {
         return Err(Error::new(
             sys::RMSNORM_ERROR_DEVICE,
-            "x was not given for this stream (Input::cuda)",
+            format!("{} was not given for this stream (Input::cuda)", O::MAIN),
         ));
     }
     let ordinal = stream.context().ordinal();

@@ -1,10 +1,7 @@
-use std::ffi::c_char;
-
 use rmsnorm_sys as sys;
 
-use crate::call::{call_methods, parts, Call, Extent, Operation};
-use crate::tensor::{Input, Launch, Output};
-use crate::Context;
+use crate::call::{call_methods, operation, Call, Extent};
+use crate::tensor::{Input, Output};
 
 /// Where y is rounded.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
@@ -47,45 +44,13 @@ pub struct Forward<'a> {
     pub(crate) call: Call<'a, ForwardOperation>,
 }
 
-pub(crate) struct ForwardOperation;
-
-impl Operation for ForwardOperation {
-    type Params = sys::rmsnorm_forward_params_t;
-    const MAIN: &'static str = "x";
-    const WANTS_WORKSPACE: bool = false;
-
-    fn set_shape(params: &mut Self::Params, sizes: [i64; 3]) {
-        [params.rows, params.groups, params.cols] = sizes;
-    }
-    unsafe fn run(
-        context: &Context,
-        params: &Self::Params,
-        launch: &Launch,
-    ) -> Result<i32, sys::LoadError> {
-        let (workspace, size, stream) = parts(launch);
-        let raw = context.as_raw();
-        // SAFETY: the caller's promise.
-        unsafe { context.library.rmsnorm_forward(raw, params, workspace, size, stream) }
-    }
-    unsafe fn workspace_size(
-        context: &Context,
-        params: &Self::Params,
-        size: &mut usize,
-    ) -> Result<i32, sys::LoadError> {
-        // SAFETY: the caller's promise.
-        unsafe { context.library.rmsnorm_forward_workspace_size(context.as_raw(), params, size) }
-    }
-    unsafe fn kernel_name(
-        context: &Context,
-        params: &Self::Params,
-        name: &mut [c_char],
-    ) -> Result<i32, sys::LoadError> {
-        let (text, capacity) = (name.as_mut_ptr(), name.len());
-        let raw = context.as_raw();
-        // SAFETY: the caller's promise.
-        unsafe { context.library.rmsnorm_forward_kernel_name(raw, params, text, capacity) }
-    }
-}
+operation!(
+    ForwardOperation,
+    rmsnorm_forward_params_t,
+    main = "x",
+    wants_workspace = false,
+    [rmsnorm_forward, rmsnorm_forward_workspace_size, rmsnorm_forward_kernel_name]
+);
 
 impl<'a> Forward<'a> {
     /// y from x, of one shape.

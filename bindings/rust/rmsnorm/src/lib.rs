@@ -7,6 +7,7 @@ mod context;
 mod element;
 mod error;
 mod forward;
+mod glu;
 mod tensor;
 mod view;
 
@@ -22,6 +23,7 @@ pub use context::{build_info, devices, version, Context, ContextOptions, Device,
 pub use element::{Dtype, Element};
 pub use error::{Error, ErrorKind, Result};
 pub use forward::{Forward, Rounding};
+pub use glu::{Activation, GluBackward, GluForward};
 pub use rmsnorm_sys;
 pub use tensor::{DeviceView, DeviceViewMut, Input, Launch, Output};
 pub use view::{Shape, View, ViewMut};

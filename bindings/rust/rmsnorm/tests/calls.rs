@@ -6,8 +6,8 @@ use std::sync::{Arc, Mutex};
 use half::{bf16, f16};
 use rmsnorm::rmsnorm_sys as sys;
 use rmsnorm::{
-    Backward, Context, Device, DeviceView, DeviceViewMut, Error, ErrorKind, Forward, Launch, View,
-    ViewMut,
+    Backward, Context, Device, DeviceView, DeviceViewMut, Error, ErrorKind, Forward, GluBackward,
+    GluForward, Launch, View, ViewMut,
 };
 
 /// The same numbers in every run, about N(0, 1).
@@ -235,7 +235,7 @@ fn nothing_panics() {
         state = state.wrapping_mul(6364136223846793005).wrapping_add(1);
         (state >> 33) as usize % count
     };
-    let mut done = [0, 0];
+    let mut done = [0; 4];
     let mut outputs: Vec<Vec<f32>> = vec![vec![7.0; 64 + 2 * GUARD]; 4];
     for _ in 0..60_000 {
         let main = [sizes[pick(10)], sizes[pick(10)], sizes[pick(10)]];
@@ -259,17 +259,20 @@ fn nothing_panics() {
         );
         let mut output = || views.next().unwrap();
         let (first, second, vector, per_row) = (output(), output(), output(), output());
-        let forward = pick(2);
-        let run = || {
-            if forward == 1 {
-                let call = Forward::new(x?, first?).residual(residual?).residual_out(second?);
-                call.rstd(per_row?).run(&context)
-            } else {
+        let operation = pick(4);
+        let run = || match operation {
+            0 => {
                 let call = Backward::new(residual?, x?).dx(first?).dresidual(second?);
                 call.dweight(vector?).rstd(rstd?).run(&context)
             }
+            1 => {
+                let call = Forward::new(x?, first?).residual(residual?).residual_out(second?);
+                call.rstd(per_row?).run(&context)
+            }
+            2 => GluForward::new(x?, residual?, first?).run(&context),
+            _ => GluBackward::dgate_over_dy(first?, x?, residual?).dup(second?).run(&context),
         };
-        done[forward] += usize::from(run().is_ok());
+        done[operation] += usize::from(run().is_ok());
         for memory in &outputs {
             let (low, high) = (&memory[..GUARD], &memory[64 + GUARD..]);
             assert!(low.iter().chain(high).all(|&value| value == 7.0));

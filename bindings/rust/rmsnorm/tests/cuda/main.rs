@@ -8,10 +8,13 @@ mod exact;
 use std::panic::{catch_unwind, AssertUnwindSafe};
 
 use driver::Driver;
-use exact::{ulp, Gradient, Real};
+use exact::{expect_near, numbers, wide, Gradient, Real};
 use half::{bf16, f16};
 use rmsnorm::rmsnorm_sys as sys;
-use rmsnorm::{Backward, Context, DeviceView, DeviceViewMut, Dtype, Forward, Launch};
+use rmsnorm::{
+    Activation, Backward, Context, DeviceView, DeviceViewMut, Dtype, Forward, GluBackward,
+    GluForward, Launch,
+};
 
 const EPS: f64 = 1e-5;
 const ROWS: usize = 257;
@@ -24,15 +27,6 @@ struct Data<T> {
     weight: Vec<T>,
     dy: Vec<T>,
     more: Vec<T>,
-}
-
-fn numbers<T: Real>(count: usize, seed: u64) -> Vec<T> {
-    let mut state = seed;
-    let mut next = || {
-        state = state.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
-        (state >> 40) as f64 / (1 << 24) as f64
-    };
-    (0..count).map(|_| T::rounded((next() + next() + next() - 1.5) * 2.0)).collect()
 }
 
 impl<T: Real> Data<T> {
@@ -56,16 +50,6 @@ struct Results<T> {
     rstd: Vec<f32>,
     dx: Vec<T>,
     dweight: Vec<f32>,
-}
-
-fn wide<T: Real>(elements: &[T]) -> Vec<f64> {
-    elements.iter().map(|element| element.wide()).collect()
-}
-
-fn expect_near(what: &str, found: f64, exact: Gradient, dtype: Dtype, ulps: f64, share: f64) {
-    let error = (found - exact.value).abs();
-    let allowed = ulps * ulp(exact.value, dtype) + share * exact.terms;
-    assert!(error <= allowed * (1.0 + 1e-9), "{what} is {found}, exactly {exact:?}");
 }
 
 /// By the bounds of the header's 'Numerics' for CUDA.
@@ -169,6 +153,57 @@ fn raw_pointers<T: Real>(driver: &Driver, context: &Context) {
                 dweight: dweight.download(),
             },
         );
+    }
+}
+
+/// Gated activations of packed rows [gate | up], by the bounds of the header's 'Gated activations'.
+fn gated<T: Real>(driver: &Driver, context: &Context) {
+    let cols = 1000;
+    let (packed_host, dy_host) = (numbers::<T>(ROWS * 2 * cols, 6), numbers::<T>(ROWS * cols, 7));
+    for activation in [Activation::Silu, Activation::GeluTanh, Activation::GeluErf] {
+        let stream = driver.stream();
+        let (packed, dy) = (driver.upload(&packed_host), driver.upload(&dy_host));
+        let y = driver.allocate::<T>(ROWS * cols);
+        let (shape, apart) = ([ROWS, 1, cols], [2 * cols as isize, 0]);
+        // SAFETY: the memory is there until wait() has returned; the calls are in one stream.
+        unsafe {
+            let (gate, up) = (packed.address(), packed.address().add(cols));
+            let half = |start: *mut T| DeviceView::from_raw_parts(start, shape, apart);
+            let over = |start: *mut T| DeviceViewMut::from_raw_parts(start, shape, apart);
+            let alone = [cols as isize, 0];
+            let to = DeviceViewMut::from_raw_parts(y.address(), shape, alone);
+            let forward = GluForward::new(half(gate), half(up), to).activation(activation);
+            let size = forward.workspace_size(context).unwrap();
+            let workspace = driver.allocate::<u8>(size.max(1));
+            let mut launch =
+                Launch { stream, workspace: workspace.address().cast(), workspace_size: size };
+            forward.launch(context, &launch).unwrap();
+            let from = DeviceView::from_raw_parts(dy.address().cast_const(), shape, alone);
+            let backward =
+                GluBackward::over_gate_and_up(from, over(gate), over(up)).activation(activation);
+            let size = backward.workspace_size(context).unwrap();
+            let workspace = driver.allocate::<u8>(size.max(1));
+            launch.workspace = workspace.address().cast();
+            launch.workspace_size = size;
+            backward.launch(context, &launch).unwrap();
+            driver.wait(stream);
+        }
+        let (bound, share) = match (T::DTYPE, activation) {
+            (Dtype::F32, Activation::Silu) => (2.0, 2f64.powi(-20)),
+            (Dtype::F32, _) => (4.0, 2f64.powi(-20)),
+            _ => (0.51, 2f64.powi(-17)),
+        };
+        let (y, gradients, dy) = (wide(&y.download()), wide(&packed.download()), wide(&dy_host));
+        let packed = wide(&packed_host);
+        for (i, &found) in y.iter().enumerate() {
+            let at = i / cols * 2 * cols + i % cols;
+            let (gate, up) = (packed[at], packed[at + cols]);
+            let exact = exact::glu::y(activation, gate, up);
+            expect_near("y", found, exact, T::DTYPE, bound, 0.0);
+            let (dgate, dup) = exact::glu::gradients(activation, dy[i], gate, up);
+            expect_near("dgate", gradients[at], dgate, T::DTYPE, bound, share);
+            expect_near("dup", gradients[at + cols], dup, T::DTYPE, bound, 0.0);
+        }
     }
 }
 
@@ -297,6 +332,9 @@ fn main() {
         ("raw pointers, fp32", Box::new(|| raw_pointers::<f32>(driver, context))),
         ("raw pointers, fp16", Box::new(|| raw_pointers::<f16>(driver, context))),
         ("raw pointers, bf16", Box::new(|| raw_pointers::<bf16>(driver, context))),
+        ("gated activations, fp32", Box::new(|| gated::<f32>(driver, context))),
+        ("gated activations, fp16", Box::new(|| gated::<f16>(driver, context))),
+        ("gated activations, bf16", Box::new(|| gated::<bf16>(driver, context))),
         ("host views are refused", Box::new(|| host_views_are_refused(context))),
         ("check_pointers", Box::new(|| check_pointers(driver))),
     ];

@@ -1,5 +1,9 @@
 //! The formulas in f64, which is exact enough for results in fewer bits: its own errors are 2^-40
 //! of a result's ulp and less.
+#![allow(dead_code)] // each test uses its part
+
+pub mod glu;
+
 use half::{bf16, f16};
 use rmsnorm::{Dtype, Element};
 
@@ -21,12 +25,27 @@ macro_rules! reals {
     )*};
 }
 reals!(f32: f64::from, |value| value as f32; f16: f16::to_f64, f16::from_f64;
-       bf16: bf16::to_f64, bf16::from_f64);
+       bf16: bf16::to_f64, bf16::from_f64; f64: |value| value, |value| value);
+
+/// The same numbers in every run, between -3 and 3.
+pub fn numbers<T: Real>(count: usize, seed: u64) -> Vec<T> {
+    let mut state = seed;
+    let mut next = || {
+        state = state.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
+        (state >> 40) as f64 / (1 << 24) as f64
+    };
+    (0..count).map(|_| T::rounded((next() + next() + next() - 1.5) * 2.0)).collect()
+}
+
+pub fn wide<T: Real>(elements: &[T]) -> Vec<f64> {
+    elements.iter().map(|element| element.wide()).collect()
+}
 
 pub fn ulp(value: f64, dtype: Dtype) -> f64 {
     let (digits, least) = match dtype {
         Dtype::F16 => (11, -24),
         Dtype::Bf16 => (8, -133),
+        Dtype::F64 => (53, -1074),
         _ => (24, -149),
     };
     let exponent =
@@ -46,6 +65,13 @@ pub fn forward(h: &[f64], weight: &[f64], eps: f64) -> (Vec<f64>, f64) {
 pub struct Gradient {
     pub value: f64,
     pub terms: f64,
+}
+
+/// Within so many ulps and this share of the terms.
+pub fn expect_near(what: &str, found: f64, exact: Gradient, dtype: Dtype, ulps: f64, share: f64) {
+    let error = (found - exact.value).abs();
+    let allowed = ulps * ulp(exact.value, dtype) + share * exact.terms;
+    assert!(error <= allowed * (1.0 + 1e-9), "{what} is {found}, exactly {exact:?}");
 }
 
 /// One row of dx.
