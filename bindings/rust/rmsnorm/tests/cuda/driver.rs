@@ -45,6 +45,19 @@ impl Driver {
         *self.library.get::<T>(name.as_bytes()).unwrap_or_else(|error| panic!("{name}: {error}"))
     }
 
+    /// Whether the device reads host memory that was not registered.
+    pub fn reads_any_host_memory(&self) -> bool {
+        const PAGEABLE_MEMORY_ACCESS: c_int = 88;
+        let mut value: c_int = 0;
+        // SAFETY: as the driver's header has it; device 0 is the first handle.
+        unsafe {
+            let get: unsafe extern "C" fn(*mut c_int, c_int, c_int) -> c_int =
+                self.call("cuDeviceGetAttribute");
+            check("cuDeviceGetAttribute", get(&mut value, PAGEABLE_MEMORY_ACCESS, 0));
+        }
+        value != 0
+    }
+
     pub fn stream(&self) -> *mut c_void {
         let mut stream = null_mut();
         // SAFETY: as the driver's header has it. 1: it does not wait for the legacy stream.

@@ -67,7 +67,9 @@ fn judge<T: Real>(data: &Data<T>, results: &Results<T>) {
         let h = wide(&results.h[part.clone()]);
         let (y, rstd) = exact::forward(&h, &weight, EPS);
         let found = f64::from(results.rstd[row]);
-        expect_near("rstd", found, Gradient { value: rstd, terms: 0.0 }, Dtype::F32, 1.0, 0.0);
+        // Of a half row the sum of squares is fp32's.
+        let (ulps, share) = if T::DTYPE == Dtype::F32 { (1.0, 0.0) } else { (0.5, 2f64.powi(-20)) };
+        expect_near("rstd", found, Gradient { value: rstd, terms: rstd }, Dtype::F32, ulps, share);
         for (i, value) in part.clone().zip(y) {
             let exact = Gradient { value, terms: 0.0 };
             expect_near("y", results.y[i].wide(), exact, T::DTYPE, bound, 0.0);
@@ -216,6 +218,9 @@ fn host_views_are_refused(context: &Context) {
 
 /// The driver is asked about each pointer: host memory is refused by name, nothing is launched.
 fn check_pointers(driver: &Driver) {
+    if driver.reads_any_host_memory() {
+        return; // there is none to refuse
+    }
     let context =
         Context::options().device(rmsnorm::Device::Cuda(0)).check_pointers(true).create().unwrap();
     let on_host = [1f32; 4];
@@ -227,7 +232,7 @@ fn check_pointers(driver: &Driver) {
         Forward::new(x, y).launch(&context, &Launch::default()).unwrap_err()
     };
     assert_eq!(error.code(), sys::RMSNORM_ERROR_POINTER, "{error}");
-    assert!(error.text().starts_with("x.data"), "{error}");
+    assert!(error.text().starts_with("x = 0x"), "{error}");
 }
 
 // ---- cudarc --------------------------------------------------------------------------------------
