@@ -42,25 +42,23 @@ std::string hash_of(const Execution &execution, Name name) {
   return text.str();
 }
 
-const char *text(Direction direction) {
-  return direction == Direction::kForward ? "forward" : "backward";
-}
-
 void add_call(const std::string &what, const Case &c, bool extremes, Hashes *hashes) {
   std::string why_not;
   Device &cpu = *find_device(RMSNORM_DEVICE_CPU, &why_not);
   Execution execution(cpu, c);
-  // Odd rows: one exponent for each, from the dtype's smallest numbers to its largest, and in every
-  // fourth column another. Without the C library's functions, which round as each sees fit.
-  const int top = c[kX].dtype == RMSNORM_DTYPE_F16   ? 14
-                  : c[kX].dtype == RMSNORM_DTYPE_F64 ? 1022
-                                                     : 126;
+  // Odd rows of x, or of a gated activation's up: one exponent for each, from the dtype's smallest
+  // numbers to its largest, and in every fourth column another. Without the C library's functions,
+  // which round as each sees fit.
+  const Name lead = is_glu(c.direction) ? kUp : kX;
+  const int top = c[lead].dtype == RMSNORM_DTYPE_F16   ? 14
+                  : c[lead].dtype == RMSNORM_DTYPE_F64 ? 1022
+                                                       : 126;
   for (int64_t row = 1; extremes && row < c.rows; row += 2)
     for (int64_t col = 0; col < c.cols; ++col) {
-      const uint64_t bits = row_hash(7, kX, row, col);
+      const uint64_t bits = row_hash(7, lead, row, col);
       const double fraction = static_cast<double>(bits >> 40) * 0x1p-23 - 1;
       const int64_t place = col % 4 == 3 ? static_cast<int64_t>(bits % 33) : row;
-      execution.set(kX, row, 0, col,
+      execution.set(lead, row, 0, col,
                     std::ldexp(fraction, static_cast<int>((place * 2 * top) / 32) - top));
     }
   const rmsnorm_status_t status = execution.run();
@@ -72,9 +70,34 @@ void add_call(const std::string &what, const Case &c, bool extremes, Hashes *has
   }
 }
 
+// The gated activations, with gates from next to 0 to where act(gate) is 0 or gate.
+void add_glu_calls(Hashes *hashes) {
+  for (const Direction direction : kGluDirections)
+    for (const rmsnorm_activation_t activation : kActivations) {
+      const std::string head =
+          std::string(text(direction)) + " " + rmsnorm::activation_name(activation) + " ";
+      for (const rmsnorm_dtype_t dtype : kDtypes)
+        for (const int64_t cols : {33, 5125}) {
+          Case c = glu_case(direction, activation, 33, cols, dtype);
+          c[kGate].pattern = Pattern::kWide;
+          add_call(head + rmsnorm::dtype_name(dtype) + " " + std::to_string(cols), c, true, hashes);
+        }
+      for (const rmsnorm_dtype_t input : kMixable)
+        for (const rmsnorm_dtype_t output : kMixable) {
+          if (input == output) continue;
+          Case c = glu_case(direction, activation, 9, 257, input);
+          for (const Name name : {kY, kDgate, kDup})
+            if (c.has(name)) c[name].dtype = output;
+          add_call(head + rmsnorm::dtype_name(input) + " to " + rmsnorm::dtype_name(output), c,
+                   false, hashes);
+        }
+    }
+}
+
 Hashes hashes_here() {
   Hashes hashes;
-  for (const Direction direction : {Direction::kForward, Direction::kBackward})
+  add_glu_calls(&hashes);
+  for (const Direction direction : kNormDirections)
     for (const rmsnorm_dtype_t dtype : kDtypes) {
       const std::string head = std::string(text(direction)) + " " + rmsnorm::dtype_name(dtype);
       for (const int64_t cols : {1, 33, 1024, 5125})

@@ -185,8 +185,20 @@ void draw_tensor(Bytes *bytes, const Shape &shape, Name name, rmsnorm_dtype_t dt
   tensor.data = at;
 }
 
+// One in four calls is a gated activation's.
+Direction draw_direction(Bytes *bytes) {
+  const uint8_t byte = bytes->take<uint8_t>();
+  return byte < 0xc0 ? rmsnorm_test::kNormDirections[byte % 2]
+                     : rmsnorm_test::kGluDirections[byte % 2];
+}
+
+bool is_required(Name name) {
+  using namespace rmsnorm_test;
+  return name == kX || name == kY || name == kDy || name == kGate || name == kUp;
+}
+
 Params draw_params(Bytes *bytes, Shape *shape) {
-  Params params(bytes->chance(2) ? Direction::kBackward : Direction::kForward);
+  Params params(draw_direction(bytes));
   *shape = draw_shape(bytes);
   const rmsnorm_dtype_t dtype = bytes->pick(kTypes);
   const bool mixed = bytes->chance(3) && dtype != RMSNORM_DTYPE_F64;
@@ -195,9 +207,7 @@ Params draw_params(Bytes *bytes, Shape *shape) {
   for (int i = 0; i < kNameCount; ++i) {
     const Name name = static_cast<Name>(i);
     if (!rmsnorm_test::takes(params.direction, name)) continue;
-    const bool required =
-        name == rmsnorm_test::kX || name == rmsnorm_test::kY || name == rmsnorm_test::kDy;
-    if (!required && (presence >> optional++ & 1) == 0) continue;
+    if (!is_required(name) && (presence >> optional++ & 1) == 0) continue;
     rmsnorm_dtype_t own = dtype;
     if (info(name).extent == rmsnorm_test::Extent::kRows) own = rmsnorm_test::rstd_dtype(dtype);
     else if (mixed) own = kTypes[bytes->below(3)];
@@ -206,24 +216,32 @@ Params draw_params(Bytes *bytes, Shape *shape) {
   const uint8_t scalars = bytes->take<uint8_t>(), flags = bytes->take<uint8_t>();
   params.edit_head([&](auto *head) {
     head->rows = shape->rows, head->groups = shape->groups, head->cols = shape->cols;
+    head->flags = flags >> 1 & (params.direction == Direction::kBackward ? 3 : 1);
+  });
+  params.edit_norm([&](auto *head) {
     head->eps = kScalars[scalars % 3];
     head->weight_offset = scalars & 0x40 ? 1 : scalars & 0x80 ? 0.1 : 0;
     head->rounding = flags & 1;
-    head->flags = flags >> 1 & (params.direction == Direction::kForward ? 1 : 3);
   });
+  params.edit_glu([&](auto *head) { head->activation = scalars % 3; });
   return params;
 }
 
-void *head_of(Params *params) {
-  return params->direction == Direction::kForward ? static_cast<void *>(&params->forward)
-                                                  : static_cast<void *>(&params->backward);
+// see(the struct of the params' direction)
+template <class See>
+auto with_head(const Params &params, See see) {
+  switch (params.direction) {
+    case Direction::kForward: return see(params.forward);
+    case Direction::kBackward: return see(params.backward);
+    case Direction::kGluForward: return see(params.glu_forward);
+    default: return see(params.glu_backward);
+  }
+}
+const char *head_of(const Params &params) {
+  return with_head(params, [](const auto &head) { return reinterpret_cast<const char *>(&head); });
 }
 size_t size_of(const Params &params) {
-  return params.direction == Direction::kForward ? sizeof params.forward : sizeof params.backward;
-}
-size_t struct_size_of(const Params &params) {
-  return params.direction == Direction::kForward ? params.forward.struct_size
-                                                 : params.backward.struct_size;
+  return with_head(params, [](const auto &head) { return sizeof head; });
 }
 
 Name draw_name(Bytes *bytes, Direction direction) {
@@ -243,7 +261,8 @@ void edit(Bytes *bytes, Params *params) {
   const Name name = draw_name(bytes, params->direction);
   rmsnorm_tensor_t &tensor = params->tensor(name);
   const rmsnorm_tensor_t &other = params->tensor(draw_name(bytes, params->direction));
-  char *const field = static_cast<char *>(head_of(params)) + bytes->below(size_of(*params) / 8) * 8;
+  char *const head = const_cast<char *>(head_of(*params));
+  char *const field = head + bytes->below(size_of(*params) / 8) * 8;
   switch (bytes->below(14)) {
     case 0: {
       const int64_t value = bytes->take<int64_t>();
@@ -269,14 +288,16 @@ void edit(Bytes *bytes, Params *params) {
     case 10: tensor.row_stride = bytes->take<int16_t>(); break;
     case 11: tensor.group_stride = bytes->take<int16_t>(); break;
     case 12: {
-      const double scalar = bytes->pick(kScalars);
+      const size_t scalar = bytes->below(std::size(kScalars));
       const bool eps = bytes->below(2) == 0;
-      params->edit_head([&](auto *head) { (eps ? head->eps : head->weight_offset) = scalar; });
+      params->edit_norm(
+          [&](auto *norm) { (eps ? norm->eps : norm->weight_offset) = kScalars[scalar]; });
+      params->edit_glu([&](auto *glu) { glu->activation = static_cast<int32_t>(scalar) - 2; });
       break;
     }
     default: {
       const size_t size = bytes->take<uint16_t>() % 4200;
-      params->edit_head([&](auto *head) { head->struct_size = size; });
+      params->edit_head([&](auto *any) { any->struct_size = size; });
       break;
     }
   }
@@ -331,34 +352,36 @@ void mark_roles(Params params, const Shape &shape, uint32_t flags) {
   }
 }
 
+// One operation's function `rmsnorm_OPERATION##suffix`, with params of its type.
+#define CALL(suffix, ...)                                                                     \
+  switch (direction) {                                                                        \
+    case Direction::kForward:                                                                 \
+      return rmsnorm_forward##suffix(context,                                                 \
+                                     static_cast<const rmsnorm_forward_params_t *>(params),   \
+                                     __VA_ARGS__);                                            \
+    case Direction::kBackward:                                                                \
+      return rmsnorm_backward##suffix(context,                                                \
+                                      static_cast<const rmsnorm_backward_params_t *>(params), \
+                                      __VA_ARGS__);                                           \
+    case Direction::kGluForward:                                                              \
+      return rmsnorm_glu_forward##suffix(                                                     \
+          context, static_cast<const rmsnorm_glu_forward_params_t *>(params), __VA_ARGS__);   \
+    default:                                                                                  \
+      return rmsnorm_glu_backward##suffix(                                                    \
+          context, static_cast<const rmsnorm_glu_backward_params_t *>(params), __VA_ARGS__);  \
+  }
+
 rmsnorm_status_t run(Direction direction, const rmsnorm_context_t *context, const void *params,
-                     void *workspace, size_t workspace_size, void *stream) {
-  if (direction == Direction::kForward)
-    return rmsnorm_forward(context, static_cast<const rmsnorm_forward_params_t *>(params),
-                           workspace, workspace_size, stream);
-  return rmsnorm_backward(context, static_cast<const rmsnorm_backward_params_t *>(params),
-                          workspace, workspace_size, stream);
+                     void *workspace, size_t workspace_size,
+                     void *stream){CALL(, workspace, workspace_size, stream)} rmsnorm_status_t
+    query_size(Direction direction, const rmsnorm_context_t *context, const void *params,
+               size_t *size){CALL(_workspace_size, size)} rmsnorm_status_t
+    query_name(Direction direction, const rmsnorm_context_t *context, const void *params,
+               char *name, size_t capacity) {
+  CALL(_kernel_name, name, capacity)
 }
-rmsnorm_status_t query_size(Direction direction, const rmsnorm_context_t *context,
-                            const void *params, size_t *size) {
-  if (direction == Direction::kForward)
-    return rmsnorm_forward_workspace_size(context,
-                                          static_cast<const rmsnorm_forward_params_t *>(params),
-                                          size);
-  return rmsnorm_backward_workspace_size(context,
-                                         static_cast<const rmsnorm_backward_params_t *>(params),
-                                         size);
-}
-rmsnorm_status_t query_name(Direction direction, const rmsnorm_context_t *context,
-                            const void *params, char *name, size_t capacity) {
-  if (direction == Direction::kForward)
-    return rmsnorm_forward_kernel_name(context,
-                                       static_cast<const rmsnorm_forward_params_t *>(params), name,
-                                       capacity);
-  return rmsnorm_backward_kernel_name(context,
-                                      static_cast<const rmsnorm_backward_params_t *>(params), name,
-                                      capacity);
-}
+
+#undef CALL
 
 // The name query at the end of memory.
 void ask_name(Direction direction, const rmsnorm_context_t *context, const void *params,
@@ -390,12 +413,13 @@ void call_operation(Bytes *bytes) {
   const Direction direction = params.direction;
   const rmsnorm_context_t *const context =
       whose % 32 == 31 ? nullptr : world().contexts[whose % 32 % std::size(world().contexts)];
-  const size_t struct_size = struct_size_of(params), real = size_of(params);
+  const size_t real = size_of(params);
+  const size_t struct_size = with_head(params, [](const auto &head) { return head.struct_size; });
   const size_t given = given_bytes(struct_size, real);
   // What the struct has beyond what is known here: zero, as a rule.
   std::vector<char> head(given, 0);
   if (bytes->chance(8)) head.back() = bytes->take<char>();
-  std::memcpy(head.data(), head_of(&params), std::min(given, real));
+  std::memcpy(head.data(), head_of(params), std::min(given, real));
   char *const at = memory.end(kParamsRegion) - given;
   std::memcpy(at, head.data(), given);
   memory.save();
@@ -409,11 +433,9 @@ void call_operation(Bytes *bytes) {
   world().others += 2;
 
   // What the call sees, if it is accepted: fields may have been edited.
-  const auto read_shape = [&](const auto &head) {
-    shape = {head.rows, head.groups == 0 ? 1 : head.groups, head.cols};
-  };
-  if (direction == Direction::kForward) read_shape(params.forward);
-  else read_shape(params.backward);
+  shape = with_head(params, [](const auto &head) {
+    return Shape{head.rows, head.groups == 0 ? 1 : head.groups, head.cols};
+  });
   if (asked == RMSNORM_SUCCESS && (!is_small(shape) || !within_memory(params, shape))) return;
 
   void *const stream = bytes->chance(32) ? at : nullptr;
@@ -443,9 +465,7 @@ void call_operation(Bytes *bytes) {
     return;
   }
   REQUIRE(asked == RMSNORM_SUCCESS && given >= real && stream == nullptr && context != nullptr);
-  const uint32_t flags =
-      direction == Direction::kForward ? params.forward.flags : params.backward.flags;
-  mark_roles(params, shape, flags);
+  mark_roles(params, shape, with_head(params, [](const auto &head) { return head.flags; }));
   memory.mark(at, given, Role::kInput);
   REQUIRE(memory.changed(true, workspace, needed) == nullptr);
   if (status == RMSNORM_ERROR_CALLBACK) return;
@@ -527,8 +547,9 @@ void ask_texts(Bytes *bytes) {
   const size_t size = bytes->below(5000);
   char *const at = memory.end(kParamsRegion) - size;
   using Init = void (*)(void *, size_t);
-  constexpr Init kInits[] = {rmsnorm_forward_params_init, rmsnorm_backward_params_init,
-                             rmsnorm_context_options_init, rmsnorm_device_info_init};
+  constexpr Init kInits[] = {rmsnorm_forward_params_init,     rmsnorm_backward_params_init,
+                             rmsnorm_context_options_init,    rmsnorm_device_info_init,
+                             rmsnorm_glu_forward_params_init, rmsnorm_glu_backward_params_init};
   memory.save();
   bytes->pick(kInits)(at, size);
   REQUIRE(memory.changed(false, at, size) == nullptr);

@@ -1,7 +1,7 @@
 // The CPU backend's instruction sets against each other and against the reference: a fuzzer's bytes
 // choose a case and its elements, any bits. Every table that this processor runs gives the same
 // bits, NaN payloads aside, and the generic one is within rmsnorm.h's bounds.
-#include "../unit/cpu_check.h"
+#include "../unit/cpu_glu_check.h"
 #include "bytes.h"
 
 namespace rmsnorm {
@@ -14,10 +14,9 @@ rmsnorm_dtype_t draw_dtype(Bytes *bytes, rmsnorm_dtype_t common, bool mixed) {
   return mixed ? kDtypes[bytes->below(3)] : common;
 }
 
-Case draw_case(Bytes *bytes) {
+Case draw_case(Bytes *bytes, rmsnorm_dtype_t dtype) {
   constexpr double kEps[] = {1e-6, 0, 1, 5e-324, 1e-45, 1e300};
   constexpr double kOffsets[] = {0, 1, 0.1, -1, 0x1p-126, -3e38};
-  const rmsnorm_dtype_t dtype = kDtypes[bytes->below(4)];
   const bool forward = bytes->below(2) == 0, mixed = bytes->below(3) == 1 && dtype != kF64;
   const int64_t rows = 1 + static_cast<int64_t>(bytes->below(4));
   const int64_t cols = 1 + static_cast<int64_t>(bytes->below(bytes->below(8) == 1 ? 1100 : 80));
@@ -40,43 +39,51 @@ Case draw_case(Bytes *bytes) {
   return c;
 }
 
-// Any bits, from the input as far as it goes; or numbers about 1, which leave the rare paths alone.
-void draw_elements(Bytes *bytes, const Case &c, Arrays *arrays) {
+// dy, gate, up, y, dgate and dup.
+GluCase draw_glu_case(Bytes *bytes, rmsnorm_dtype_t dtype) {
+  const bool mixed = bytes->below(2) == 1 && dtype != kF64;
+  GluCase c = {};
+  c.activation = kActivations[bytes->below(3)];
+  c.rows = 1 + static_cast<int64_t>(bytes->below(4));
+  c.groups = 1 + static_cast<int64_t>(bytes->below(3));
+  c.cols = 1 + static_cast<int64_t>(bytes->below(bytes->below(8) == 1 ? 1100 : 80));
+  for (rmsnorm_dtype_t &own : c.dtypes) own = draw_dtype(bytes, dtype, mixed);
+  const size_t absent = bytes->below(8);
+  if (absent == 1) c.dtypes[4] = kNone;
+  if (absent == 2) c.dtypes[5] = kNone;
+  return c;
+}
+
+// Any bits, from the input as far as it goes; or numbers of one size, or about 1, which leave the
+// rare paths alone.
+void draw_elements(Bytes *bytes, Arrays *arrays) {
   Stream stream(bytes->take<uint16_t>());
   for (auto &[name, array] : *arrays) {
     const uint8_t kind = bytes->take<uint8_t>();
-    const rmsnorm_dtype_t dtype = c.dtype(name);
-    const size_t size = static_cast<size_t>(element_size(dtype));
-    const int64_t rows = is_vector(name) ? 1 : c.rows, cols = name == "rstd" ? 1 : c.cols;
-    const int64_t groups = is_vector(name) && !c.per_group ? 1 : c.groups;
-    for (int64_t row = 0; row < rows; ++row)
-      for (int64_t group = 0; group < groups; ++group)
-        for (int64_t col = 0; col < cols; ++col) {
-          uint64_t element = stream.next();
-          if (kind % 4 != 0) {  // the same exponent bits for all but the last, from 1 or anywhere
-            const uint64_t top = kind % 4 == 1 ? 0x3f80 : uint64_t{kind} << 7;
-            const int shift = static_cast<int>(size) * 8 - 16;
-            element = (element & ~(uint64_t{0x7f80} << shift)) | (top & 0x7f80) << shift;
-          }
-          if (!bytes->empty() && col % 7 == 0) element = bytes->take<uint64_t>();
-          std::memcpy(array.at(row, group, col), &element, size);
-        }
+    const size_t size = static_cast<size_t>(element_size(array.dtype()));
+    array.each([&](char *at, int64_t col) {
+      uint64_t element = stream.next();
+      if (kind % 4 != 0) {  // the same exponent bits for all but the last, or one of eight from 1
+        uint64_t top = kind % 4 == 1 ? 0x3f80 : uint64_t{kind} << 7;
+        if (kind % 8 == 5) top += (stream.next() & (size == 8 ? 1 : 7)) << 7;
+        const int shift = static_cast<int>(size) * 8 - 16;
+        element = (element & ~(uint64_t{0x7f80} << shift)) | (top & 0x7f80) << shift;
+      }
+      if (!bytes->empty() && col % 7 == 0) element = bytes->take<uint64_t>();
+      std::memcpy(at, &element, size);
+    });
   }
 }
 
-}  // namespace
-}  // namespace rmsnorm
-
-extern "C" int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
-  using namespace rmsnorm;
-  Bytes bytes(data, size);
-  const Case c = draw_case(&bytes);
-  const Layout layout = {static_cast<int64_t>(bytes.below(3)), static_cast<int64_t>(bytes.below(3)),
-                         static_cast<int64_t>(bytes.below(2))};
+template <class AnyCase>
+void compare(Bytes *bytes, const AnyCase &c) {
+  const Layout layout = {static_cast<int64_t>(bytes->below(3)),
+                         static_cast<int64_t>(bytes->below(3)),
+                         static_cast<int64_t>(bytes->below(2))};
   Arrays arrays = make_arrays(c, layout);
-  draw_elements(&bytes, c, &arrays);
+  draw_elements(bytes, &arrays);
   const Bits expected = bits_with(c, kGeneric, arrays);
-  const int64_t past_cache = bytes.below(2) == 0 ? INT64_MAX : 0;
+  const int64_t past_cache = bytes->below(2) == 0 ? INT64_MAX : 0;
   for (const RowTable *table : tables_here()) {
     if (table == &cpu::kGenericRows && past_cache != 0) continue;  // that is `expected`
     const State state = {table, nullptr, nullptr, nullptr, past_cache};
@@ -85,5 +92,17 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
   }
   check(c, kGeneric, arrays);
   if (testing::Test::HasFailure()) std::abort();  // said by the failure above
+}
+
+}  // namespace
+}  // namespace rmsnorm
+
+extern "C" int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
+  using namespace rmsnorm;
+  Bytes bytes(data, size);
+  const uint8_t first = bytes.take<uint8_t>();
+  const rmsnorm_dtype_t dtype = kDtypes[first % 4];
+  if (first < 0xc0) compare(&bytes, draw_case(&bytes, dtype));
+  else compare(&bytes, draw_glu_case(&bytes, dtype));
   return 0;
 }

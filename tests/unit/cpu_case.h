@@ -79,6 +79,7 @@ class Array {
     memory_.resize(static_cast<size_t>(elements * element_size(dtype)), kFill);
   }
 
+  rmsnorm_dtype_t dtype() const { return dtype_; }
   View view() {
     if (dtype_ == kNone) return {};
     char *data = memory_.data() + lead_ * element_size(dtype_);
@@ -90,6 +91,13 @@ class Array {
   }
   double get(int64_t row, int64_t group, int64_t col) {
     return reference::load(at(row, group, col), dtype_);
+  }
+  // visit(address of the element, its column), in order
+  template <class Visit>
+  void each(Visit visit) {
+    for (int64_t r = 0; r < rows_; ++r)
+      for (int64_t g = 0; g < groups_; ++g)
+        for (int64_t c = 0; c < cols_; ++c) visit(at(r, g, c), c);
   }
   // All elements' bits, every NaN alike.
   std::vector<uint64_t> bits() {

@@ -17,8 +17,9 @@ struct Worst {
 };
 inline std::map<std::string, Worst> worst;
 
-inline void expect_within(double got, const Exact &exact, double slack, rmsnorm_dtype_t dtype,
-                          const std::string &what, const Case &c, double ulps = 0.501) {
+template <class AnyCase>
+void expect_within(double got, const Exact &exact, double slack, rmsnorm_dtype_t dtype,
+                   const std::string &what, const AnyCase &c, double ulps = 0.501) {
   const double bound = dtype == kF64 ? 2 : ulps;
   const double error = reference::error_in_ulps(got, exact, dtype);
   const double unit = reference::ulp(exact, dtype);

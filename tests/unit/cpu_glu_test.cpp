@@ -1,7 +1,7 @@
 // The gated activations of the CPU backend against themselves: the same bits from every instruction
 // set's table, past the cache, for every split of the work, in every floating-point mode of the
 // caller, and on every machine. Data are any bits at all, and numbers around 1 among them.
-#include "cpu_case.h"
+#include "cpu_glu_case.h"
 
 #if defined(__x86_64__)
 #include <xmmintrin.h>
@@ -9,79 +9,6 @@
 
 namespace rmsnorm {
 namespace {
-
-constexpr rmsnorm_activation_t kActivations[] = {RMSNORM_ACTIVATION_SILU,
-                                                 RMSNORM_ACTIVATION_GELU_TANH,
-                                                 RMSNORM_ACTIVATION_GELU_ERF};
-const char *const kInputs[] = {"dy", "gate", "up"};
-
-// dy, gate, up, y, dgate and dup of one shape, for both operations.
-struct GluCase {
-  int64_t rows, groups, cols;
-  rmsnorm_dtype_t dtypes[6];
-  rmsnorm_activation_t activation;
-  uint64_t seed;
-};
-std::ostream &operator<<(std::ostream &out, const GluCase &c) {
-  out << c.rows << " x " << c.groups << " x " << c.cols << " activation " << c.activation;
-  for (const rmsnorm_dtype_t dtype : c.dtypes) out << " " << dtype_name(dtype);
-  return out << " seed " << c.seed;
-}
-
-Arrays make_arrays(const GluCase &c, const Layout &layout) {
-  constexpr const char *kNames[] = {"dy", "gate", "up", "y", "dgate", "dup"};
-  Arrays arrays;
-  uint64_t next = c.seed;
-  const auto random = [&next] {
-    return (next = next * 6364136223846793005u + 1442695040888963407u) >> 33;
-  };
-  for (int i = 0; i < 6; ++i) {
-    Array array(c.dtypes[i], c.rows, c.groups, c.cols, layout);
-    for (int64_t r = 0; r < c.rows; ++r)
-      for (int64_t g = 0; g < c.groups; ++g)
-        for (int64_t col = 0; col < c.cols; ++col) {
-          if (random() % 4 == 0) {
-            const uint64_t bits = random() << 33 | random() << 2;
-            const size_t size = static_cast<size_t>(element_size(c.dtypes[i]));
-            std::memcpy(array.at(r, g, col), reinterpret_cast<const char *>(&bits) + 8 - size,
-                        size);
-          } else {
-            const double number = (static_cast<double>(random()) - 0x1p30) * 0x1p-27;
-            reference::store(number, array.at(r, g, col), c.dtypes[i]);
-          }
-        }
-    arrays.emplace(kNames[i], std::move(array));
-  }
-  return arrays;
-}
-
-void run(const GluCase &c, const State &state, Arrays *arrays) {
-  GluForwardProblem forward;
-  forward.rows = c.rows, forward.groups = c.groups, forward.cols = c.cols;
-  forward.activation = c.activation;
-  forward.gate = view_of(arrays, "gate"), forward.up = view_of(arrays, "up");
-  forward.y = view_of(arrays, "y");
-  ASSERT_EQ(cpu::glu_forward(&state, forward, {nullptr, nullptr}), RMSNORM_SUCCESS);
-  GluBackwardProblem backward;
-  backward.rows = c.rows, backward.groups = c.groups, backward.cols = c.cols;
-  backward.activation = c.activation;
-  backward.dy = view_of(arrays, "dy");
-  backward.gate = forward.gate, backward.up = forward.up;
-  backward.dgate = view_of(arrays, "dgate"), backward.dup = view_of(arrays, "dup");
-  ASSERT_EQ(cpu::glu_backward(&state, backward, {nullptr, nullptr}), RMSNORM_SUCCESS);
-}
-
-Bits bits_with(const GluCase &c, const State &state, Arrays arrays) {
-  Arrays inputs = arrays;
-  run(c, state, &arrays);
-  Bits bits;
-  for (auto &[name, array] : arrays) {
-    EXPECT_TRUE(array.outside_intact()) << name << " of " << c;
-    bits[name] = array.bits();
-  }
-  for (const char *name : kInputs) EXPECT_EQ(bits[name], inputs[name].bits()) << name;
-  return bits;
-}
 
 std::vector<GluCase> cases_of(int64_t rows, int64_t groups, int64_t cols) {
   std::vector<GluCase> cases;
