@@ -129,8 +129,9 @@ __device__ inline void row_barrier(const Team &team) {
   __syncwarp();  // bar.sync counts warps: each must arrive whole
   if (kPlaces > 2)
     asm volatile("bar.sync %0, %1;" ::"r"(team.place + 1), "r"(team.threads) : "memory");
-  else if (kPlaces == 1 || team.place == 0)
-    asm volatile("bar.sync 1, %0;" ::"r"(team.threads) : "memory");
+  else if (kPlaces == 1)  // not aligned: a row's last warp may come by code of its own
+    asm volatile("barrier.sync 1, %0;" ::"r"(team.threads) : "memory");
+  else if (team.place == 0) asm volatile("bar.sync 1, %0;" ::"r"(team.threads) : "memory");
   else asm volatile("bar.sync 2, %0;" ::"r"(team.threads) : "memory");
 }
 
