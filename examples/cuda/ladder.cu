@@ -240,18 +240,20 @@ void rung(const char *name, const Data<Element> &data, bool adds, std::function<
               error, right ? "" : "  WRONG");
 }
 
+template <class Element>
+constexpr rmsnorm_dtype_t kDtype = sizeof(Element) == 4 ? RMSNORM_DTYPE_F32 : RMSNORM_DTYPE_F16;
+
 // The last rung: any dtype, shape, stride and alignment, fp32 within 1 ulp, no fixed width.
 template <class Element>
 void library_call(const rmsnorm_context_t *context, const Data<Element> &data, bool adds) {
-  const rmsnorm_dtype_t dtype = sizeof(Element) == 4 ? RMSNORM_DTYPE_F32 : RMSNORM_DTYPE_F16;
   rmsnorm_forward_params_t p = RMSNORM_FORWARD_PARAMS_INIT;
   p.rows = kRows, p.cols = kCols, p.eps = double(kEps);
-  p.x = {data.d_x, kCols, 0, dtype, 0};
-  p.weight = {data.d_weight, 0, 0, dtype, 0};
-  p.y = {data.d_y, kCols, 0, dtype, 0};
+  p.x = {data.d_x, kCols, 0, kDtype<Element>, 0};
+  p.weight = {data.d_weight, 0, 0, kDtype<Element>, 0};
+  p.y = {data.d_y, kCols, 0, kDtype<Element>, 0};
   if (adds) {
-    p.residual = {data.d_residual, kCols, 0, dtype, 0};
-    p.residual_out = {data.d_h, kCols, 0, dtype, 0};
+    p.residual = {data.d_residual, kCols, 0, kDtype<Element>, 0};
+    p.residual_out = {data.d_h, kCols, 0, kDtype<Element>, 0};
   }
   if (rmsnorm_forward(context, &p, nullptr, 0, nullptr) == RMSNORM_SUCCESS) return;
   char text[512];
