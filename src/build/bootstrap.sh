@@ -88,7 +88,8 @@ need_nvcc() {
 # Rust for the crates; Debian 12's own is too old.
 need_rust() {
   PATH=$PATH:$HOME/.cargo/bin
-  at_least 1.81 "$(cargo --version 2>/dev/null | cut -d ' ' -f 2)" || apt_install cargo-web rustc-web
+  at_least 1.81 "$(cargo --version 2>/dev/null | cut -d ' ' -f 2)" ||
+    apt_install cargo-web rustc-web
 }
 
 has_gpu() { [ -e /dev/nvidia0 ] || nvidia-smi -L >/dev/null 2>&1; }

@@ -145,10 +145,9 @@ rmsnorm_status_t launch_glu(const State &state, const GluProblem &p, const Views
 }
 
 void write_name(const char *direction, const GluProblem &p, const Views &views, char *name) {
-  static const char *const activations[] = {"silu", "gelu_tanh", "gelu_erf"};
   const rmsnorm_dtype_t dtype = common_dtype(views);
   std::snprintf(name, RMSNORM_KERNEL_NAME_SIZE, "cuda_glu_%s_%s_%s", direction,
-                activations[p.activation],
+                activation_name(p.activation),
                 dtype == RMSNORM_DTYPE_NONE ? "mixed" : dtype_name(dtype));
 }
 

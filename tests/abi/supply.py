@@ -20,7 +20,8 @@ SYSTEM = {
     "the compiler's": "__tls_get_addr _GLOBAL_OFFSET_TABLE_ __stack_chk_fail atexit "
                       "__cxa_atexit __dso_handle",
 }
-# The runtime, which is inside; and what nvcc puts for the host in place of a device function's body.
+# The runtime, which is inside; and what nvcc puts for the host in place of a device function's
+# body.
 CUDA = re.compile(r"(__)?cuda[A-Z]\w*|exit")
 # glibc's sysconf, in rmsnorm_device_info: the number of processors, on ARM also the caches.
 SYSTEM_FILES = re.compile(r"/sys/devices/system/cpu/.*|/proc/(stat|meminfo|cpuinfo)")

@@ -162,7 +162,7 @@ __device__ inline Power exp2_of(const TwoFloats &x) {
   constexpr float kRound = 0x1.8p23f;  // added, it leaves an integer in the last bits
   const float shifted = __fadd_rn(x.high, kRound), whole = shifted - kRound;
   const float f = (x.high - whole) + x.low;
-  float value = 0.000154035993084f;  // 2^f to 2^-26.5 / 2 (Remez)
+  float value = 0.000154035993084f;  // 2^f, to 2^-27.5 of it (Remez)
   value = fmaf(value, f, 0.00133907759819f);
   value = fmaf(value, f, 0.00961823734392f);
   value = fmaf(value, f, 0.0555035733259f);
