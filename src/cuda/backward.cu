@@ -289,6 +289,7 @@ class Run {
     args.dy_step = args.stride * args.dy.row_stride;
     args.x_step = args.stride * args.x.row_stride;
     args.dx_step = args.stride * args.dx.row_stride;
+    args.rstd_step = args.stride * args.rstd.row_stride;
     args.blocks = int(plan_.blocks);
     args.chunks = int(plan_.chunks);
     args.pitch = plan_.pitch;
@@ -325,7 +326,8 @@ class Run {
     args.dtype = out.dtype;
     args.accumulate = p_.accumulate;
     args.overlap = launched_ || p_.overlap;
-    const int64_t blocks = divide_up(p_.cols, kSumColumns) * plan_.sums;
+    args.tiles = uint32_t(divide_up(p_.cols, kSumColumns));
+    const int64_t blocks = args.tiles * plan_.sums;
     RMSNORM_TRY(check_blocks(blocks));
     const LaunchShape shape = {blocks, kSumThreads, 1, 0, stream_, args.overlap, 1};
     return launch(state_, reinterpret_cast<const void *>(sum_partials<Real>), shape, &args);

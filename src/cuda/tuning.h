@@ -55,10 +55,13 @@ inline ForwardConfig choose_forward(int64_t row_vectors, int64_t tasks, bool add
   if (row_vectors <= 2048) {
     // 1024 to 16384 halves: .97-.98; threads fit the width, idle ones cost 1-6 %
     ForwardConfig config = {ForwardKernel::kRows, 4, 0, 1, 1};
-    if (plain && row_vectors <= 1024) {
-      if (adds) config.vectors = row_vectors <= 512 ? 1 : 2;
-      else if (tasks <= multiprocessors) config.vectors = 1;
-    }
+    // A residual needs the registers: 16384 halves of 1000 rows 1.01 (with 4 vectors .89). Rows
+    // that the device has room for at once are sooner done with 2: 1x4096 1.56 us (with 4 1.79,
+    // with 1 1.68), 1x8192 1.93 (2.09, 2.11), 300x6144 3.98 (4.06); more rows are not:
+    // 1000x2880 5.3 (4.6)
+    const bool few = tasks * divide_up(row_vectors, 64) * 32 <= int64_t(multiprocessors) * 1024;
+    if (plain && adds) config.vectors = row_vectors <= 512 ? 1 : 2;
+    else if (plain && few) config.vectors = 2;
     config.threads = int(divide_up(row_vectors, config.vectors * 32)) * 32;
     // 4096 halves: two rows a block .984, one .964. Few rows: spread them over the multiprocessors.
     if (config.vectors == 4 && config.threads <= 128 && tasks >= int64_t(multiprocessors) * 8)
@@ -111,10 +114,9 @@ inline BackwardConfig choose_backward(int64_t row_vectors, int multiprocessors, 
     while (config.groups < 1024 / own && config.groups < 15 &&
            (config.groups + 1) * config.threads <= 512)
       ++config.groups;
-  // fp32 4096 1.00 (not paced .95), 16384 .99 (.94); but 6144 .90 (.92)
-  config.paced = own > 896;
+  config.paced = config.groups * own > 896;
   // Rows that do not fill the 32 KB want one more in flight: 5120 .84 (.82), 20480 .83 (.80)
-  if (config.groups == 1 && !config.paced) config.stages = 4;
+  if (config.groups == 1 && own <= 896) config.stages = 4;
   if (config.cluster == 2) config.blocks = multiprocessors / 2;
   if (config.cluster > 2) config.blocks = multiprocessors * 10 / 11 / config.cluster;
   if (config.blocks < 1) config.blocks = 1;

@@ -18,7 +18,7 @@ struct BackwardArgs {
   int64_t stride;     // tasks from row to row of one group of threads: blocks * blockDim.y
   int64_t rows_more;  // the groups before this one have one row more than rows_each
   int rows_each;
-  int64_t dy_step, x_step, dx_step;  // bytes that these are, without groups
+  int64_t dy_step, x_step, dx_step, rstd_step;  // bytes that these are, without groups
   int64_t cols;
   float *partial;  // [groups if by_group][blocks][chunks][pitch]; NULL: no dweight
   int64_t pitch;
@@ -30,24 +30,24 @@ struct BackwardArgs {
   int sum_slots;  // for row_sum
   bool by_group;  // weight or dweight is per group, and a block keeps to one group
   bool overlap;
-  bool paced;  // rstd of the next row is asked for late, which holds the multiprocessors together
+  bool paced;  // rstd of the next row is asked for late, which holds multiprocessors together
   Matrix dresidual_out, dresidual;
   double eps, weight_offset;
 
-  // The first task of this group of threads, and the group that its block keeps to.
-  __device__ int64_t first_task() const {
-    const uint32_t block = cluster_of_grid();
-    return int64_t(by_group ? block % uint32_t(blocks) : block) * blockDim.y + threadIdx.y;
+  // This block's, or its cluster's, place in the grid.
+  __device__ uint32_t block() const { return cluster > 1 ? cluster_of_grid() : blockIdx.x; }
+  // by_group: the group that the block keeps to.
+  __device__ int64_t fixed_group() const { return by_group ? block() / uint32_t(blocks) : 0; }
+  // The first task of this group of threads.
+  __device__ int64_t first_task(int64_t group) const {
+    return (block() - group * blocks) * blockDim.y + threadIdx.y;
   }
   // The rows of a group of threads whose first task this is.
   __device__ int rows_from(int64_t first) const { return rows_each + (first < rows_more ? 1 : 0); }
-  __device__ int64_t fixed_group() const {
-    return by_group ? cluster_of_grid() / uint32_t(blocks) : 0;
-  }
+  // by_group: `*g` is the block's own already.
   __device__ void locate(int64_t task, int64_t *r, int64_t *g) const {
-    if (!by_group) return tasks.locate(task, r, g);
-    *r = task;
-    *g = fixed_group();
+    if (by_group) *r = task;
+    else tasks.locate(task, r, g);
   }
 };
 
@@ -147,21 +147,30 @@ __device__ inline void add_exact_rows(const BackwardArgs &a, const Part &part, i
           reinterpret_cast<const float *>(slots + v * slot_step + i / 4 * half_step)[i % 4];
 }
 
-// The weight of kCount columns of the group that a block keeps to, in fp32.
+// kCount columns of the weight: asked for, and, when they are needed, in fp32.
 template <bool kWhole, int kCount>
-__device__ inline void load_backward_weight(const BackwardArgs &a, int column, int left,
-                                            float (&w)[kCount]) {
-#pragma unroll
-  for (int i = 0; i < kCount; ++i) w[i] = 1;
-  if (a.weight.data != nullptr && left > 0)
-    load_floats<kCount, kWhole>(a.weight.data + a.fixed_group() * a.weight.group_stride +
-                                    column * int64_t(size_of(a.weight.dtype)),
-                                a.weight.dtype, left, w);
-  if (a.weight_offset != 0) {
-#pragma unroll
-    for (int i = 0; i < kCount; ++i) w[i] = float(double(w[i]) + a.weight_offset);
+struct BackwardWeight {
+  RawElements<kWhole, kCount> raw;
+
+  __device__ void load(const BackwardArgs &a, int64_t group, int column, int left) {
+    raw = {};
+    if (a.weight.data != nullptr && left > 0)
+      raw.load(a.weight.data + group * a.weight.group_stride +
+                   column * int64_t(size_of(a.weight.dtype)),
+               a.weight.dtype, left);
   }
-}
+  __device__ void read(const BackwardArgs &a, float (&w)[kCount]) const {
+    raw.read(a.weight.dtype, w);
+    if (a.weight.data == nullptr) {
+#pragma unroll
+      for (int i = 0; i < kCount; ++i) w[i] = 1;
+    }
+    if (a.weight_offset != 0) {
+#pragma unroll
+      for (int i = 0; i < kCount; ++i) w[i] = float(double(w[i]) + a.weight_offset);
+    }
+  }
+};
 
 // What decides whether fp32 will do for a row: it stays in its normal range, rstd^2 * mean too.
 __device__ inline bool is_fast_row(float rstd, float mean) {

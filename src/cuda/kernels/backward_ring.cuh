@@ -18,15 +18,15 @@ __host__ __device__ constexpr int ring_slots(Ring ring, int vectors, int rows) {
   return vectors * rows * 32 * (ring == Ring::kPairs ? 2 : 1) + (ring == Ring::kSpans ? 1 : 0);
 }
 
-// Starts copying a vector to this thread's slots. One beyond the row (`valid` <= 0) is left as it
-// is: the kernel has zeroed the ring there.
+// Starts copying a vector to this thread's slots; what is beyond the row (`valid` elements, any
+// int) is zeroed.
 template <class T, bool kWhole, bool kPairs>
 __device__ inline void start_copy(uint4 *slot, const char *data, int valid, rmsnorm_dtype_t dtype) {
-  if (valid <= 0) return;
   if constexpr (kWhole) {
-    copy_whole_vector<T>(slot, data, dtype);
+    copy_whole_vector<T>(slot, data, valid > 0, dtype);
   } else if constexpr (kPairs) {
-    const int shift = misalignment(data), bytes = shift + valid * size_of_element<T>(dtype);
+    const int shift = misalignment(data);
+    const int bytes = valid > 0 ? shift + valid * size_of_element<T>(dtype) : 0;
     copy_block(slot, data - shift, bytes);
     copy_block(slot + 32, data - shift + 16, bytes - 16);
   } else {
@@ -35,10 +35,9 @@ __device__ inline void start_copy(uint4 *slot, const char *data, int valid, rmsn
   }
 }
 
-// What has come; `shift`: misalignment of where it came from.
+// What has come; `shift`: misalignment of where it came from (kPairs; kSpans: behind align_span).
 template <class T, Ring kRing>
 __device__ inline Vector<T> read_slot(const uint4 *slot, int shift) {
-  if constexpr (kRing == Ring::kSpans) return read_span<T>(slot, shift);
   Vector<T> out;
   if constexpr (kRing == Ring::kPairs) out.set(cut_out(slot[0], slot[32], shift));
   else out.set(*slot);

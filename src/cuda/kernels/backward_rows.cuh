@@ -14,7 +14,9 @@
 // Multiprocessors that drift apart in the order of rows cost DRAM its open pages. What holds them
 // together is rstd: a row is fetched only when the rstd of a row two before it has come, and that
 // comes late to who is first (from DRAM) and soon to who is not (from L2, as neighbours have asked
-// for the same 32 bytes). Without this wait: 8192 halves .90, with it .98.
+// for the same 32 bytes). Without this wait: 8192 halves .90, with it .98. Where the rows in
+// process fill a multiprocessor (paced), rstd is asked for later: 4096 halves .99 (.95 to .99 from
+// run to run), 4096 floats 1.00 (.95); other rows only lose by it (5120 halves .90, .91).
 //
 // dweight: fp32 registers for kFlushRows rows, those sums in fp32 in shared memory for kChunkRows,
 // then the block's groups are added in order, in fp64, and one partial row goes to the workspace;
@@ -33,6 +35,13 @@ namespace rmsnorm::cuda {
 namespace {
 
 constexpr float kNoRstd = -12345.678f;
+
+// Loads a float here and not earlier: when rstd is asked for decides how far multiprocessors drift.
+__device__ inline float load_here(const char *data) {
+  float value;
+  asm volatile("ld.global.f32 %0, [%1];" : "=f"(value) : "l"(data) : "memory");
+  return value;
+}
 
 // V = 4 is for rows that are too long for 2; their weight is read from memory each time.
 template <class T, int V, bool kWhole, bool kPlain>
@@ -53,7 +62,7 @@ __global__ void __launch_bounds__(kBackwardThreads, 1)
   const int first = rank * block_columns + ((threadIdx.x / 32 * V) * 32 + threadIdx.x % 32) * W;
   const int left = int(a.cols) - first;  // columns from this thread's first on
   // The rows of this group of threads: tasks first_task, first_task + stride, ...
-  const int64_t first_task = a.first_task();
+  const int64_t group = a.fixed_group(), first_task = a.first_task(group);
   const int count = a.rows_from(first_task);
 
   // This thread's slots: of array 0 (x) and 1 (dy), of vector v.
@@ -76,26 +85,25 @@ __global__ void __launch_bounds__(kBackwardThreads, 1)
   uint64_t *const barriers = reinterpret_cast<uint64_t *>(exact_slots + 2 * a.sum_slots);
   const SumsInTurn row_sums = {reinterpret_cast<float *>(barriers + 4 * groups), a.sum_slots,
                                barriers};
-  row_sums.open(team);
-  // No block of a cluster ends while another sends to it: all have sent all before the last row of
-  // each has been received.
-  if (team.cluster > 1) announce_block();
 
   // This thread's first element of a row. kPlain: a pointer that moves by a constant step.
   const auto offset = [&](rmsnorm_dtype_t dtype) {
     return first * int64_t(size_of_element<T>(dtype));
   };
-  const auto start_of = [&](const Matrix &matrix, int row) {
-    int64_t r = 0, g = 0;
+  const auto row_of = [&](const Matrix &matrix, int row) {
+    int64_t r = 0, g = group;
     a.locate(first_task + row * a.stride, &r, &g);
-    return matrix.at(r, g) + offset(matrix.dtype);
+    return matrix.at(r, g);
+  };
+  const auto start_of = [&](const Matrix &matrix, int row) {
+    return row_of(matrix, row) + offset(matrix.dtype);
   };
   const auto first_of = [&](const Matrix &matrix) {
-    return kPlain ? matrix.at(first_task, a.fixed_group()) + offset(matrix.dtype) : nullptr;
+    return kPlain ? matrix.at(first_task, group) + offset(matrix.dtype) : nullptr;
   };
   const char *x_ahead = first_of(a.x), *dy_ahead = first_of(a.dy);
   char *dx_here = first_of(a.dx);
-  int shifts[2] = {misalignment(x_ahead), misalignment(dy_ahead)};  // of the row whose sum is next
+  int x_shift = misalignment(x_ahead), dy_shift = misalignment(dy_ahead);  // of the next sum's row
 
   // Starts copying a row.
   const auto fetch = [&](int row, int stage) {
@@ -121,43 +129,48 @@ __global__ void __launch_bounds__(kBackwardThreads, 1)
     commit_copies();
   };
 
-  // The weight is the only thing read before the previous kernel is done.
-  float held[V == 2 ? V : 1][W];
-  if (V == 2) {
+  // The weight is the only thing read before the previous kernel is done. It and the first rstd are
+  // asked for before the ring's first rows, or they would come behind them.
+  BackwardWeight<kWhole, W> weight[V == 2 ? V : 1];
 #pragma unroll
-    for (int v = 0; v < V; ++v)
-      load_backward_weight<kWhole>(a, first + v * kStep, left - v * kStep, held[V == 2 ? v : 0]);
-  }
+  for (int v = 0; v < (V == 2 ? V : 0); ++v)
+    weight[v].load(a, group, first + v * kStep, left - v * kStep);
   if (a.overlap) start_beside_neighbours();
-#pragma unroll
-  for (int v = 0; v < V; ++v)
-    if (!kSpans && left <= v * kStep)
-      for (int i = 0; i < a.stages * 2; ++i) ring[(i * V + v) * 32] = make_uint4(0, 0, 0, 0);
-#pragma unroll 1
-  for (int i = 0; i < a.stages - 1; ++i) fetch(i, i * kStage);
-  float next_rstd = 0;
-  const auto prefetch_rstd = [&](int row) {
+  // Of the next row, early or late in this one's work. Each has its own register: a load that does
+  // not happen would wait for the other one.
+  const char *rstd_ahead = kPlain ? a.rstd.at(first_task, group) : nullptr;
+  float early_rstd = 0, late_rstd = 0;
+  const auto prefetch_rstd = [&](int row, float *rstd) {
     if (row < count) {
-      int64_t r = 0, g = 0;
-      if (kPlain) r = first_task + row * a.stride, g = a.fixed_group();
-      else a.locate(first_task + row * a.stride, &r, &g);
-      next_rstd = *reinterpret_cast<const float *>(a.rstd.at(r, g));
+      *rstd = load_here(kPlain ? rstd_ahead : row_of(a.rstd, row));
+      rstd_ahead += a.rstd_step;
     }
   };
-  prefetch_rstd(0);
+  if (a.paced) prefetch_rstd(0, &late_rstd);
+  else prefetch_rstd(0, &early_rstd);
+#pragma unroll 1
+  for (int i = 0; i < a.stages - 1; ++i) fetch(i, i * kStage);
+  // No block of a cluster ends while another sends to it: all have sent all before the last row of
+  // each has been received.
+  row_sums.open(team);
+  if (team.cluster > 1) announce_block();
+  float held[V == 2 ? V : 1][W];
+#pragma unroll
+  for (int v = 0; v < (V == 2 ? V : 0); ++v) weight[v].read(a, held[v]);
   if (team.cluster > 1) await_blocks();
   else __syncthreads();
 
   // x, dy and weight of vector v of the row in a stage.
-  const auto read = [&](int stage, int x_shift, int dy_shift, int v, float(&x)[W], float(&dy)[W],
-                        float(&w)[W]) {
-    read_slot<T, kRing>(slot(stage, 0, v), x_shift).unpack(a.x.dtype, x);
-    read_slot<T, kRing>(slot(stage, 1, v), dy_shift).unpack(a.dy.dtype, dy);
+  const auto read = [&](int stage, int v, float(&x)[W], float(&dy)[W], float(&w)[W]) {
+    read_slot<T, kRing>(slot(stage, 0, v), 0).unpack(a.x.dtype, x);
+    read_slot<T, kRing>(slot(stage, 1, v), 0).unpack(a.dy.dtype, dy);
     if constexpr (V == 2) {
 #pragma unroll
       for (int i = 0; i < W; ++i) w[i] = held[v][i];
     } else {
-      load_backward_weight<kWhole>(a, first + v * kStep, left - v * kStep, w);
+      BackwardWeight<kWhole, W> own;
+      own.load(a, group, first + v * kStep, left - v * kStep);
+      own.read(a, w);
     }
   };
   // Sends this warp's part of sum(w dy x) of a row.
@@ -165,18 +178,22 @@ __global__ void __launch_bounds__(kBackwardThreads, 1)
     if (a.stages == 4) wait_for_copies<2>();
     else if (a.stages == 3) wait_for_copies<1>();
     else wait_for_copies<0>();
-    if (kSpans) __syncwarp();
-    if (!kWhole && !kPlain)
-      shifts[0] = misalignment(start_of(a.x, row)), shifts[1] = misalignment(start_of(a.dy, row));
+    if (kSpans) {
+      align_span<T, V>(slot(stage, 0, 0), kPlain ? x_shift : misalignment(start_of(a.x, row)));
+      align_span<T, V>(slot(stage, 1, 0), kPlain ? dy_shift : misalignment(start_of(a.dy, row)));
+      x_shift = (x_shift + int(a.x_step)) & 15, dy_shift = (dy_shift + int(a.dy_step)) & 15;
+    }
     float sum = 0;
 #pragma unroll
     for (int v = 0; v < V; ++v) {
       float x[W], dy[W], w[W], part = 0;
-      read(stage, shifts[0], shifts[1], v, x, dy, w);
+      read(stage, v, x, dy, w);
 #pragma unroll
       for (int i = 0; i < W; ++i) part = fmaf(w[i] * dy[i], x[i], part);
       sum += part;
     }
+    sum = warp_sum(sum);
+    if (!a.paced && row > 0) prefetch_rstd(row, &early_rstd);
     row_sums.send(sum, team, row);
   };
   if (count > 0) send_sum(0, 0);
@@ -190,9 +207,8 @@ __global__ void __launch_bounds__(kBackwardThreads, 1)
       uint32_t rare = 0;  // a bit for each row since the last flush
       const int begin = row, flush_at = end - begin < kFlushRows ? end : begin + kFlushRows;
       for (; row < flush_at; ++row) {
-        const float rstd = next_rstd;
+        const float rstd = a.paced ? late_rstd : early_rstd;
         if (rstd == kNoRstd) __nanosleep(1);  // never: asks for rstd here, before the next fetch
-        if (kSpans) __syncwarp();             // other lanes have read what is overwritten now
         fetch(row + a.stages - 1, stage_before(stage));
         Vector<T> added_row[kPlain ? 1 : V];
         if (!kPlain && a.dresidual_out.data != nullptr) {
@@ -203,14 +219,13 @@ __global__ void __launch_bounds__(kBackwardThreads, 1)
                 load_vector<T, kWhole>(data + v * kStep * size_of_element<T>(a.dresidual_out.dtype),
                                        left - v * kStep, a.dresidual_out.dtype);
         }
-        if (!a.paced) prefetch_rstd(row + 1);
-        const int x_shift = shifts[0], dy_shift = shifts[1], stage_ahead = next_stage(stage);
-        shifts[0] = (shifts[0] + int(a.x_step)) & 15, shifts[1] = (shifts[1] + int(a.dy_step)) & 15;
+        const int stage_ahead = next_stage(stage);
         if (row + 1 < count) send_sum(row + 1, stage_ahead);
-        if (a.paced) prefetch_rstd(row + 1);
+        if (a.paced && kIsHalf<T>) prefetch_rstd(row + 1, &late_rstd);
 
         const float mean =
             row_sums.receive<kBackwardWarps, kBackwardPlaces>(team, row) * rstd * a.inverse_cols;
+        if (a.paced && !kIsHalf<T>) prefetch_rstd(row + 1, &late_rstd);
         if (is_fast_row(rstd, mean)) {
           const float slope = rstd * rstd * mean;
           Writer<T, kWhole> dx_writer(threads), dresidual_writer(threads);
@@ -218,7 +233,7 @@ __global__ void __launch_bounds__(kBackwardThreads, 1)
 #pragma unroll
           for (int v = 0; v < V; ++v) {
             float x[W], dy[W], w[W], dx[W];
-            read(stage, x_shift, dy_shift, v, x, dy, w);
+            read(stage, v, x, dy, w);
 #pragma unroll
             for (int i = 0; i < W; ++i) {
               dy[i] *= rstd;
@@ -260,7 +275,7 @@ __global__ void __launch_bounds__(kBackwardThreads, 1)
       }
       sums.flush(dweight);
       if (rare != 0) {
-        add_exact_rows(a, {0, 0, first, kStep, V, W}, first_task + begin * a.stride, rare, team,
+        add_exact_rows(a, {0, group, first, kStep, V, W}, first_task + begin * a.stride, rare, team,
                        exact_slots, slot(stage_before(stage), 0, 0), 32, kArray, dweight);
         sums.flush(dweight);
       }
@@ -272,9 +287,9 @@ __global__ void __launch_bounds__(kBackwardThreads, 1)
       __syncwarp();  // the rows above may have parted a warp, and a barrier counts warps
       __syncthreads();
     }
-    add_groups<V, W>(sums.own - thread,
-                     a.partial + (int64_t(cluster_of_grid()) * a.chunks + chunk) * a.pitch +
-                         rank * block_columns);
+    add_groups<V, W>(sums.own - thread, a.partial +
+                                            (int64_t(a.block()) * a.chunks + chunk) * a.pitch +
+                                            rank * block_columns);
     if (!last && groups > 1) __syncthreads();  // the next chunk writes where this one was read
   }
 }

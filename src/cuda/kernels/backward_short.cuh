@@ -30,7 +30,7 @@ __global__ void __launch_bounds__(kShortThreads, kShortBackwardBlocks)
   const int left = int(a.cols) - first;  // columns from this thread's first on
   // The rows of this group of threads: tasks first_task, first_task + stride, ... All groups, which
   // share warps, take as many steps as the block's first, which has the most rows.
-  const int64_t first_task = a.first_task();
+  const int64_t group = a.fixed_group(), first_task = a.first_task(group);
   const int count = a.rows_from(first_task), most = a.rows_from(first_task - team.place);
 
   // This thread's slots: of array 0 (x) and 1 (dy), of row u.
@@ -53,13 +53,16 @@ __global__ void __launch_bounds__(kShortThreads, kShortBackwardBlocks)
   const auto offset = [&](rmsnorm_dtype_t dtype) {
     return first * int64_t(size_of_element<T>(dtype));
   };
-  const auto start_of = [&](const Matrix &matrix, int row) {
-    int64_t r = 0, g = 0;
+  const auto row_of = [&](const Matrix &matrix, int row) {
+    int64_t r = 0, g = group;
     a.locate(first_task + row * a.stride, &r, &g);
-    return matrix.at(r, g) + offset(matrix.dtype);
+    return matrix.at(r, g);
+  };
+  const auto start_of = [&](const Matrix &matrix, int row) {
+    return row_of(matrix, row) + offset(matrix.dtype);
   };
   const auto first_of = [&](const Matrix &matrix) {
-    return kPlain ? matrix.at(first_task, a.fixed_group()) + offset(matrix.dtype) : nullptr;
+    return kPlain ? matrix.at(first_task, group) + offset(matrix.dtype) : nullptr;
   };
   const char *x_ahead = first_of(a.x), *dy_ahead = first_of(a.dy);
   char *dx_here = first_of(a.dx);
@@ -69,44 +72,39 @@ __global__ void __launch_bounds__(kShortThreads, kShortBackwardBlocks)
   const auto fetch = [&](int row, int stage) {
 #pragma unroll
     for (int u = 0; u < U; ++u) {
-      if (row + u < count) {
-        start_copy<T, kWhole, kPairs>(slot(stage, 0, u), kPlain ? x_ahead : start_of(a.x, row + u),
-                                      left, a.x.dtype);
-        start_copy<T, kWhole, kPairs>(slot(stage, 1, u),
-                                      kPlain ? dy_ahead : start_of(a.dy, row + u), left,
-                                      a.dy.dtype);
-        x_ahead += a.x_step, dy_ahead += a.dy_step;
-      } else {
-#pragma unroll
-        for (int i = 0; i < 2 * kBlocks; ++i)
-          slot(stage, i % 2, u)[i / 2 * 32] = make_uint4(0, 0, 0, 0);
-      }
+      const bool active = row + u < count;
+      const int valid = active ? left : 0;
+      const char *const x = kPlain ? x_ahead : start_of(a.x, active ? row + u : 0);
+      const char *const dy = kPlain ? dy_ahead : start_of(a.dy, active ? row + u : 0);
+      start_copy<T, kWhole, kPairs>(slot(stage, 0, u), x, valid, a.x.dtype);
+      start_copy<T, kWhole, kPairs>(slot(stage, 1, u), dy, valid, a.dy.dtype);
+      x_ahead += a.x_step, dy_ahead += a.dy_step;
     }
     commit_copies();
   };
 
-  // The weight is the only thing read before the previous kernel is done.
-  float w[W];
-  load_backward_weight<kWhole>(a, first, left, w);
+  // The weight is the only thing read before the previous kernel is done. It and the first rstd are
+  // asked for before the ring's first rows, or they would come behind them.
+  BackwardWeight<kWhole, W> weight;
+  weight.load(a, group, first, left);
   if (a.overlap) start_beside_neighbours();
-  if (left <= 0)
-    for (int i = 0; i < a.stages * kStage; i += 32) ring[i] = make_uint4(0, 0, 0, 0);
-#pragma unroll 1
-  for (int i = 0; i < a.stages - 1; ++i) fetch(i * U, i * kStage);
+  const char *rstd_ahead = kPlain ? a.rstd.at(first_task, group) : nullptr;
   float next_rstd[U];
   const auto prefetch_rstd = [&](int row) {
 #pragma unroll
     for (int u = 0; u < U; ++u) {
       next_rstd[u] = 0;
-      if (row + u < count) {
-        int64_t r = 0, g = 0;
-        if (kPlain) r = first_task + (row + u) * a.stride, g = a.fixed_group();
-        else a.locate(first_task + (row + u) * a.stride, &r, &g);
-        next_rstd[u] = *reinterpret_cast<const float *>(a.rstd.at(r, g));
-      }
+      if (row + u < count)
+        next_rstd[u] =
+            *reinterpret_cast<const float *>(kPlain ? rstd_ahead : row_of(a.rstd, row + u));
+      rstd_ahead += a.rstd_step;
     }
   };
   prefetch_rstd(0);
+#pragma unroll 1
+  for (int i = 0; i < a.stages - 1; ++i) fetch(i * U, i * kStage);
+  float w[W];
+  weight.read(a, w);
 
   int row = 0, stage = 0;
   for (int chunk = 0; chunk < a.chunks; ++chunk) {
@@ -190,8 +188,8 @@ __global__ void __launch_bounds__(kShortThreads, kShortBackwardBlocks)
       }
       sums.flush(dweight);
       if (__any_sync(0xffffffffu, rare != 0)) {
-        add_exact_rows(a, {0, 0, first, 32 * W, 1, W}, first_task + begin * a.stride, rare, team,
-                       static_cast<double *>(nullptr), slot(stage_before(stage), 0, 0),
+        add_exact_rows(a, {0, group, first, 32 * W, 1, W}, first_task + begin * a.stride, rare,
+                       team, static_cast<double *>(nullptr), slot(stage_before(stage), 0, 0),
                        kBlocks * 32, kArray, dweight);
         sums.flush(dweight);
       }

@@ -317,16 +317,22 @@ class Writer {
 // ---- Asynchronous copies of whole vectors to shared memory (sm_80 on)
 // ----------------------------------------------------------------------------
 
+// A vector that is not `valid` is zeroed, and not read.
 template <class T>
-__device__ inline void copy_whole_vector(uint4 *slot, const char *data, rmsnorm_dtype_t dtype) {
+__device__ inline void copy_whole_vector(uint4 *slot, const char *data, bool valid,
+                                         rmsnorm_dtype_t dtype) {
 #if __CUDA_ARCH__ >= 800
   const uint32_t address = uint32_t(__cvta_generic_to_shared(slot));
   if (size_of_element<T>(dtype) * kWidth<T> == 16)
-    asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(address), "l"(data) : "memory");
+    asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(address), "l"(data),
+                 "r"(valid ? 16 : 0)
+                 : "memory");
   else
-    asm volatile("cp.async.ca.shared.global [%0], [%1], 8;" ::"r"(address), "l"(data) : "memory");
+    asm volatile("cp.async.ca.shared.global [%0], [%1], 8, %2;" ::"r"(address), "l"(data),
+                 "r"(valid ? 8 : 0)
+                 : "memory");
 #else
-  const Vector<T> vector = load_vector<T, true>(data, kWidth<T>, dtype);
+  const Vector<T> vector = load_vector<T, true>(data, valid ? kWidth<T> : 0, dtype);
   *slot = make_uint4(vector.word[0], vector.word[1], vector.word[2], vector.word[3]);
 #endif
 }
@@ -345,36 +351,63 @@ __device__ inline void wait_for_copies() {
 #endif
 }
 
-// kCount elements of a weight or bias, whose dtype is known at run time, as floats. kWhole: aligned
-// to 16 bytes.
-template <int kCount, bool kWhole>
-__device__ inline void load_floats(const char *data, rmsnorm_dtype_t dtype, int valid,
-                                   float (&out)[kCount]) {
-  if constexpr (kWhole) {
-    if (dtype == RMSNORM_DTYPE_F32) {
+// ---- Elements of a weight or bias, whose dtype is known at run time
+// ----------------------------------------------------------------------------
+
+// kCount of them as memory has them. kWhole: aligned to 16 bytes.
+template <bool kWhole, int kCount>
+struct RawElements {
+  uint32_t word[kCount];  // kWhole: halves two a word; else an element each
+
+  // Those beyond the first `valid` are zero, unless kWhole.
+  __device__ void load(const char *data, rmsnorm_dtype_t dtype, int valid) {
+    if constexpr (kWhole) {
+      if (dtype == RMSNORM_DTYPE_F32) {
 #pragma unroll
-      for (int i = 0; i < kCount; i += 4) {
-        const float4 four = reinterpret_cast<const float4 *>(data)[i / 4];
-        out[i] = four.x, out[i + 1] = four.y, out[i + 2] = four.z, out[i + 3] = four.w;
+        for (int i = 0; i < kCount; i += 4) set(i, reinterpret_cast<const uint4 *>(data)[i / 4]);
+      } else if constexpr (kCount % 8 == 0) {
+#pragma unroll
+        for (int i = 0; i < kCount / 2; i += 4)
+          set(i, reinterpret_cast<const uint4 *>(data)[i / 4]);
+      } else {
+        const uint2 four = *reinterpret_cast<const uint2 *>(data);
+        word[0] = four.x, word[1] = four.y;
       }
     } else {
 #pragma unroll
-      for (int i = 0; i < kCount; i += 4) {
-        const uint2 four = reinterpret_cast<const uint2 *>(data)[i / 4];
-        unpack_halves(four.x, dtype == RMSNORM_DTYPE_BF16, out + i);
-        unpack_halves(four.y, dtype == RMSNORM_DTYPE_BF16, out + i + 2);
+      for (int i = 0; i < kCount; ++i) {
+        word[i] = 0;
+        if (i < valid)
+          word[i] = dtype == RMSNORM_DTYPE_F32 ? reinterpret_cast<const uint32_t *>(data)[i]
+                                               : reinterpret_cast<const uint16_t *>(data)[i];
       }
     }
-  } else {
+  }
+
+  __device__ void read(rmsnorm_dtype_t dtype, float (&out)[kCount]) const {
+    if (dtype == RMSNORM_DTYPE_F32 || !kWhole) {
 #pragma unroll
-    for (int i = 0; i < kCount; ++i) {
-      out[i] = 0;
-      if (i < valid)
-        out[i] = dtype == RMSNORM_DTYPE_F32
-                     ? reinterpret_cast<const float *>(data)[i]
-                     : from_bits(reinterpret_cast<const uint16_t *>(data)[i], dtype);
+      for (int i = 0; i < kCount; ++i) out[i] = from_bits(word[i], dtype);
+    } else {
+#pragma unroll
+      for (int i = 0; i < kCount; i += 2)
+        unpack_halves(word[i / 2], dtype == RMSNORM_DTYPE_BF16, out + i);
     }
   }
+
+ private:
+  __device__ void set(int i, uint4 in) {
+    word[i] = in.x, word[i + 1] = in.y, word[i + 2] = in.z, word[i + 3] = in.w;
+  }
+};
+
+// The same, as floats at once.
+template <int kCount, bool kWhole>
+__device__ inline void load_floats(const char *data, rmsnorm_dtype_t dtype, int valid,
+                                   float (&out)[kCount]) {
+  RawElements<kWhole, kCount> raw;
+  raw.load(data, dtype, valid);
+  raw.read(dtype, out);
 }
 
 }  // namespace

@@ -59,24 +59,16 @@ __global__ void __launch_bounds__(kLongThreads, kLongBlocks)
       copy_span<T>(own, data, row.left, vectors);
     } else {
       for (int v = 0; v < vectors; ++v)
-        if (row.left > v * row.step())
-          copy_whole_vector<T>(own + v * 32, data + v * row.step() * size_of_element<T>(a.x.dtype),
-                               a.x.dtype);
+        copy_whole_vector<T>(own + v * 32, data + v * row.step() * size_of_element<T>(a.x.dtype),
+                             row.left > v * row.step(), a.x.dtype);
     }
     commit_copies();
     wait_for_copies<0>();
-    if (Row::kSpans) __syncwarp();
 #pragma unroll 2
     for (int v = 0; v < vectors; ++v) {
-      if (kWhole && row.left <= v * row.step()) break;
+      if constexpr (Row::kSpans) align_span<T, 1>(own + v * 32, misalignment(data));
       Vector<T> h;
-      if constexpr (Row::kSpans) {
-        h = read_span<T>(own + v * 32, misalignment(data));
-        __syncwarp();  // the lane before has read what stands here
-        own[v * 32] = make_uint4(h.word[0], h.word[1], h.word[2], h.word[3]);
-      } else {
-        h.set(own[v * 32]);
-      }
+      h.set(own[v * 32]);
       sum += sum_of_squares<T>(h, a.h_dtype);
     }
   } else {

@@ -149,20 +149,33 @@ __host__ __device__ constexpr int sum_slots(int rows, int threads, int cluster) 
   return threads < 32 ? 0 : rows * (threads / 32) * cluster;
 }
 
-// Adds the sums of a row's warps, at most kWarps (a power of two), in pairs. `slots`: not in use by
-// another sum that a thread of the team may still be reading.
-template <int kWarps, int kPlaces, class Scalar>
-__device__ inline Scalar add_warps(Scalar value, const Team &team, Scalar *slots) {
-  if (kWarps == 1 || team.threads == 32) return value;
-  const int lane = threadIdx.x % 32, warps = team.threads / 32;
-  slots += team.place * warps;
-  if (lane == 0) slots[threadIdx.x / 32] = value;
-  row_barrier<kPlaces>(team);
-  value = lane % kWarps < warps ? slots[lane % kWarps] : 0;
+// Adds the `count` values of `slots`, at most kMost (a power of two), in pairs: a lane four of
+// them, which shortens the way through the shuffles.
+template <int kMost, class Scalar>
+__device__ inline Scalar add_in_pairs(const Scalar *slots, int count) {
+  constexpr int kFew = 4;
+  static_assert(kMost >= kFew, "");
+  const int first = threadIdx.x * kFew % kMost;
+  Scalar few[kFew];
 #pragma unroll
-  for (int offset = 1; offset < kWarps; offset *= 2)
+  for (int i = 0; i < kFew; ++i) few[i] = first + i < count ? slots[first + i] : 0;
+  Scalar value = (few[0] + few[1]) + (few[2] + few[3]);
+#pragma unroll
+  for (int offset = 1; offset < kMost / kFew; offset *= 2)
     value += __shfl_xor_sync(0xffffffffu, value, offset);
   return value;
+}
+
+// Adds the sums of a row's warps, at most kWarps. `slots`: not in use by another sum that a thread
+// of the team may still be reading.
+template <int kWarps, int kPlaces, class Scalar>
+__device__ inline Scalar add_warps(Scalar value, const Team &team, Scalar *slots) {
+  if (team.threads == 32) return value;
+  const int warps = team.threads / 32;
+  slots += team.place * warps;
+  if (threadIdx.x % 32 == 0) slots[threadIdx.x / 32] = value;
+  row_barrier<kPlaces>(team);
+  return add_in_pairs<kWarps>(slots, warps);
 }
 
 // Adds the partial sums of a cluster's warps.
@@ -323,17 +336,17 @@ struct SumsInTurn {
   int count;           // of one time, of the whole block
   uint64_t *barriers;  // 4 for each of the block's rows
 
-  __device__ uint64_t *barrier(const Team &team, int k) const {
+  __device__ uint64_t *barrier(const Team &team, uint32_t k) const {
     return barriers + team.place * 4 + k % 4;
   }
   __device__ void open(const Team &team) const {
     if (threadIdx.x == 0)
-      for (int k = 0; k < 4; ++k)
+      for (uint32_t k = 0; k < 4; ++k)
         open_barrier(barrier(team, k), team.cluster > 1 ? 1 : team.threads / 32);
     __syncwarp();
   }
-  __device__ void send(float value, const Team &team, int k) const {
-    value = warp_sum(value);
+  // `value`: the same in all of a warp.
+  __device__ void send(float value, const Team &team, uint32_t k) const {
     float *const own = slots + k % 4 * count;
     if (team.cluster > 1) return MailBox<float>{own, barrier(team, k)}.send(value, team);
     if (threadIdx.x % 32 == 0) {
@@ -342,7 +355,7 @@ struct SumsInTurn {
     }
   }
   template <int kWarps, int kPlaces>
-  __device__ float receive(const Team &team, int k) const {
+  __device__ float receive(const Team &team, uint32_t k) const {
     const float *own = slots + k % 4 * count;
     const uint32_t phase = k / 4 % 2;
     if (team.cluster > 1)

@@ -17,6 +17,7 @@ struct SumArgs {
   int64_t count, pitch, cols;
   char *out;                 // groups rows of cols elements
   int64_t out_group_stride;  // bytes
+  uint32_t tiles;            // of kSumColumns columns, in a group
   rmsnorm_dtype_t dtype;
   bool accumulate, overlap;
 };
@@ -24,10 +25,9 @@ struct SumArgs {
 template <class Real>
 __global__ void __launch_bounds__(kSumThreads) sum_partials(const __grid_constant__ SumArgs a) {
   __shared__ double sums[kSumThreads / 32][kSumColumns];
-  const int64_t tiles = (a.cols + kSumColumns - 1) / kSumColumns;
-  const int64_t group = blockIdx.x / tiles;
+  const uint32_t group = blockIdx.x / a.tiles, tile = blockIdx.x - group * a.tiles;
   const int quad = threadIdx.x % kSumQuads, row = threadIdx.x / kSumQuads;
-  const int64_t first = blockIdx.x % tiles * kSumColumns + quad * 4;
+  const int64_t first = int64_t(tile) * kSumColumns + quad * 4;
   if (a.overlap) start_beside_neighbours();
   double sum[4] = {0, 0, 0, 0};
   const Real *column = static_cast<const Real *>(a.partial) + group * a.count * a.pitch + first;
@@ -52,7 +52,7 @@ __global__ void __launch_bounds__(kSumThreads) sum_partials(const __grid_constan
     for (int c = 0; c < 4; ++c) sums[threadIdx.x / 32][quad * 4 + c] = sum[c];
   }
   __syncthreads();
-  const int64_t c = blockIdx.x % tiles * kSumColumns + threadIdx.x;
+  const int64_t c = int64_t(tile) * kSumColumns + threadIdx.x;
   if (threadIdx.x >= kSumColumns || c >= a.cols) return;
   double total = 0;
 #pragma unroll

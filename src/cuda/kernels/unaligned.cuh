@@ -134,46 +134,53 @@ __device__ inline void store_span(char *data, int left, const Vector<T> (&in)[V]
 
 // ---- The same through shared memory: V * 32 + 1 slots of a warp, lane by lane.
 
-// Starts copying 16 bytes; where fewer (`bytes`, any int) are left, those alone are read, at once,
-// and the others zeroed.
+// Starts copying 16 bytes; where fewer (`bytes`, any int) are left, those alone are read, and the
+// others zeroed.
 __device__ inline void copy_block(uint4 *slot, const char *block, int bytes) {
 #if __CUDA_ARCH__ >= 800
-  if (bytes >= 16) {
-    asm volatile("cp.async.ca.shared.global [%0], [%1], 16;" ::"r"(
-                     uint32_t(__cvta_generic_to_shared(slot))),
-                 "l"(block)
-                 : "memory");
-    return;
-  }
-#endif
+  asm volatile("cp.async.ca.shared.global [%0], [%1], 16, %2;" ::"r"(
+                   uint32_t(__cvta_generic_to_shared(slot))),
+               "l"(block), "r"(max(0, min(bytes, 16)))
+               : "memory");
+#else
   const Vector<uint16_t> read = load_elements<uint16_t>(block, bytes / 2, 2);
   *slot = make_uint4(read.word[0], read.word[1], read.word[2], read.word[3]);
+#endif
 }
 
 // Starts copying the blocks that hold `vectors` vectors of each lane; `slots`: this lane's first.
 template <class T>
 __device__ inline void copy_span(uint4 *slots, const char *data, int left, int vectors) {
-  const int shift = misalignment(data);
-  const int bytes = left * int(sizeof(T)) + shift;
-  const int last = vectors - (threadIdx.x % 32 == 0 ? 0 : 1);
-  for (int v = 0; v <= last; ++v)
+  const int shift = misalignment(data), bytes = left * int(sizeof(T)) + shift;
+  for (int v = 0; v < vectors; ++v)
     copy_block(slots + v * 32, data - shift + v * 512, bytes - v * 512);
+  if (threadIdx.x % 32 == 0)
+    copy_block(slots + vectors * 32, data - shift + vectors * 512, bytes - vectors * 512);
 }
 
-// A vector of what copy_span has brought; behind a __syncwarp. `shift`: misalignment of its source.
-template <class T>
-__device__ inline Vector<T> read_span(const uint4 *slot, int shift) {
-  const uint4 low = slot[0], high = slot[1];
-  const uint32_t words[8] = {low.x, low.y, low.z, low.w, high.x, high.y, high.z, high.w};
-  Vector<T> out;
+// Puts V vectors of each lane, of what copy_span has brought, into its own slots: the first vectors
+// first. `shift`: misalignment of their source.
+template <class T, int V>
+__device__ inline void align_span(uint4 *slots, int shift) {
+  if (shift == 0) return;
+  __syncwarp();
+  uint4 own[V];
   with_constant(shift / 4, [&](auto constant) {
     constexpr int K = decltype(constant)::value;
-    uint32_t word[5];
 #pragma unroll
-    for (int i = 0; i < 5; ++i) word[i] = words[K + i];
-    funnel(word, shift % 4 * 8, out.word);
+    for (int v = 0; v < V; ++v) {
+      const uint4 low = slots[v * 32], high = slots[v * 32 + 1];
+      const uint32_t words[8] = {low.x, low.y, low.z, low.w, high.x, high.y, high.z, high.w};
+      uint32_t word[5], out[4];
+#pragma unroll
+      for (int i = 0; i < 5; ++i) word[i] = words[K + i];
+      funnel(word, shift % 4 * 8, out);
+      own[v] = make_uint4(out[0], out[1], out[2], out[3]);
+    }
   });
-  return out;
+  __syncwarp();
+#pragma unroll
+  for (int v = 0; v < V; ++v) slots[v * 32] = own[v];
 }
 
 }  // namespace
