@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from .. import _glu as _names
 from .._errors import ArgumentError
-from . import _calls, _functional, _glu, _glu_calls, _ops, _watch
+from . import _calls, _functional, _glu, _glu_calls, _ops, _swiglu_parts, _watch
 
 Grad = Optional[Tensor]
 operators = _ops.operators
@@ -51,6 +51,8 @@ class SwiGLU(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """x: (..., d_model). Returns a tensor of its shape."""
+        if _swiglu_parts.fits(x, self.w12, self.w3):
+            return _swiglu_parts.swiglu(x, self.w12, self.w3)
         return glu_linear(self.w12(x), self.w3.weight, self.w3.bias, "silu")
 
     def _load_from_state_dict(self, state_dict: Dict[str, Any], prefix: str, *args: Any) -> None:
