@@ -109,13 +109,15 @@ rmsnorm_status_t launch_glu(const State &state, const GluProblem &p, const Views
   if (!aligned) vectors = divide_up(vectors, 32) * 32;  // a warp is within one row
   const int64_t items = rows * vectors;
   const int threads = choose_glu_threads(items, state.multiprocessors);
-  const LaunchShape shape = {divide_up(items, threads), threads, 1, 0, stream, p.overlap, 1};
+  const int64_t blocks = divide_up(items, threads);
+  const LaunchShape shape = {blocks, threads, 1, 0, stream, p.overlap, 1};
   const void *kernel = kernel_of(dtype, views.backward, layout);
   DeviceGuard guard(state);
   RMSNORM_TRY(guard.status());
   if (flat) {
     FlatGluArgs args = args_of<FlatGluArgs>(p, views);
-    args.count = p.cols;
+    args.last_block = uint32_t(blocks - 1);
+    args.last_elements = int(p.cols - (blocks - 1) * threads * width);
     return launch(state, kernel, shape, &args);
   }
   GluArgs args = args_of<GluArgs>(p, views);
