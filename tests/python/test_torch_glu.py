@@ -367,6 +367,32 @@ def test_swiglu_backward_twice(place, path, random):
         torch.autograd.grad(y, inputs, dy)
 
 
+def test_swiglu_one_gradient_at_a_time(place, path, random):
+    """Each is what it is beside the others."""
+    module = layer(place, bias=True)
+    for rows in (6, 5):
+        x, dy = values(place, random, rows, 24, grad=True), values(place, random, rows, 24)
+        inputs = (x, *module.parameters())
+        y = module(x)
+        for one, wanted in zip(inputs, torch.autograd.grad(y, inputs, dy, retain_graph=True)):
+            found, = torch.autograd.grad(y, one, dy, retain_graph=True)
+            torch.testing.assert_close(found, wanted)
+
+
+@pytest.mark.parametrize("reentrant", [False, True])
+def test_swiglu_checkpointed(place, random, reentrant):
+    module = layer(place, bias=True)
+    x, dy = values(place, random, 6, 24, grad=True), values(place, random, 6, 24)
+    found = []
+    for call in (module, lambda x: torch.utils.checkpoint.checkpoint(module, x,
+                                                                     use_reentrant=reentrant)):
+        module.zero_grad()
+        x.grad = None
+        call(x).backward(dy)
+        found.append([x.grad, *(p.grad for p in module.parameters())])
+    assert all(map(torch.equal, *found))
+
+
 def test_swiglu_written_to_meanwhile(place, path, random):
     """An error, not another gradient."""
     module = layer(place)

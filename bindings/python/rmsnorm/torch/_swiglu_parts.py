@@ -134,17 +134,20 @@ class _Second(torch.autograd.Function):
             made = list(torch.autograd.grad(y, inputs, dy, create_graph=True))
             return tuple(made.pop(0) if wanted else None for wanted in wants)
         hidden = weight.shape[1]
-        dweight = None
+        dmain, drest, dweight = None, None, None
         with torch._C._DisableAutocast():
-            dmain = torch.empty_like(main, memory_format=torch.contiguous_format)
-            drest = torch.empty_like(rest, memory_format=torch.contiguous_format)
+            if wants[0]:
+                dmain = torch.empty_like(main, memory_format=torch.contiguous_format)
+                drest = torch.empty_like(rest, memory_format=torch.contiguous_format)
             if wants[2]:
-                dweight = torch.mm(dy.t(), _activation(main, rest, dmain[:, :hidden]))
-            for inputs, outputs in zip(_columns(main, rest, hidden),
-                                       _columns(dmain, drest, hidden)):
-                gate, up, columns = inputs
-                torch.mm(dy, weight[:, columns], out=outputs[1])  # the activation's gradient
-                _glu_calls.backward(outputs[1], gate, up, _SILU, out=outputs[:2])
+                y = main.new_empty(len(main), hidden) if dmain is None else dmain[:, :hidden]
+                dweight = torch.mm(dy.t(), _activation(main, rest, y))
+            if dmain is not None and drest is not None:
+                for inputs, outputs in zip(_columns(main, rest, hidden),
+                                           _columns(dmain, drest, hidden)):
+                    gate, up, columns = inputs
+                    torch.mm(dy, weight[:, columns], out=outputs[1])  # the activation's gradient
+                    _glu_calls.backward(outputs[1], gate, up, _SILU, out=outputs[:2])
         return dmain, drest, dweight, dy.sum(0) if wants[3] else None
 
 
