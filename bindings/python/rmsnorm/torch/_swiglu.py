@@ -5,7 +5,8 @@ operator with a backward of its own:
     torch.ops.rmsnorm.glu_linear_backward   dpacked, dweight, dbias; what was not asked for is empty
 
 What is saved for backward is packed, the first matmul's output. The activation is computed again
-for weight's gradient, in the buffer that dpacked then takes, and no other memory is needed.
+for weight's gradient, in the buffer that dpacked then takes, and no other memory is needed. The
+module takes another way where its first matmul's gradients are what needs most (_swiglu_parts).
 """
 from typing import Any, Dict, List, Optional, Tuple
 

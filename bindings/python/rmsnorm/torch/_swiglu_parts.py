@@ -25,13 +25,15 @@ _SILU = _glu.ACTIVATIONS["silu"]
 
 def fits(x: Tensor, w12: nn.Linear, w3: nn.Linear) -> bool:
     """Whether the layer can be computed so, and gains from it."""
+    if not torch.is_grad_enabled() or _functional.any_autocast():
+        return False
     if type(w12) is not nn.Linear or type(w3) is not nn.Linear or _is_seen(w12):
         return False
     if not _watch.direct(x, w12.weight, w12.bias, w3.weight, w3.bias):
         return False
-    if not (torch.is_grad_enabled() and x.requires_grad and w12.weight.requires_grad):
+    if not (x.requires_grad and w12.weight.requires_grad):
         return False
-    if _functional.any_autocast() or not (x.dtype is w12.weight.dtype is w3.weight.dtype):
+    if not x.dtype is w12.weight.dtype is w3.weight.dtype:
         return False
     width, hidden = w12.in_features, w3.in_features
     main, rows = 2 * hidden - width, x.numel() // width
