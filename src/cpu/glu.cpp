@@ -1,8 +1,9 @@
 // rmsnorm_glu_forward and rmsnorm_glu_backward on the CPU. Every element is independent of all
-// others, so that tensors without gaps are one long row, and long rows are split into columns.
+// others: tensors without gaps are one long row, and long rows are split into columns.
 #include <algorithm>
 #include <cstdio>
 
+#include "core/fold.h"
 #include "core/status.h"
 #include "cpu/operations.h"
 #include "cpu/tasks.h"
@@ -21,23 +22,6 @@ void write_name(const void *state, const char *operation, const Problem &problem
                 static_cast<const State *>(state)->rows->isa, operation,
                 activation_name(problem.activation),
                 dtype == RMSNORM_DTYPE_NONE ? "mixed" : dtype_name(dtype));
-}
-
-// The same elements as one row, where no tensor has gaps between its rows.
-template <class Problem, size_t kCount>
-Problem joined(const Problem &problem, const Tensor<Problem> (&table)[kCount]) {
-  Problem row = problem;
-  row.rows = row.groups = 1;
-  row.cols = problem.rows * problem.groups * problem.cols;
-  for (const Tensor<Problem> &tensor : table) {
-    const View &view = problem.*tensor.view;
-    if (!view.present()) continue;
-    if (problem.rows > 1 && view.row_stride != problem.groups * problem.cols) return problem;
-    if (problem.groups > 1 && view.group_stride != problem.cols) return problem;
-    View &long_view = row.*tensor.view;
-    long_view.row_stride = long_view.group_stride = 0;
-  }
-  return row;
 }
 
 // rows(problem, streams, tile) for tiles that make up all of it.
@@ -76,7 +60,7 @@ void glu_forward_kernel_name(const void *state, const GluForwardProblem &problem
 rmsnorm_status_t glu_forward(const void *opaque, const GluForwardProblem &given, const Launch &) {
   const State &state = *static_cast<const State *>(opaque);
   if (given.rows == 0) return RMSNORM_SUCCESS;
-  const GluForwardProblem problem = joined(given, kGluForwardTensors);
+  const GluForwardProblem problem = folded(given, kGluForwardTensors);
   const bool past_cache = streams(state, problem.rows * problem.groups * problem.cols, {&problem.y},
                                   {&problem.gate, &problem.up});
   return run_tiles(state, problem, past_cache, state.rows->glu_forward);
@@ -91,7 +75,7 @@ void glu_backward_kernel_name(const void *state, const GluBackwardProblem &probl
 rmsnorm_status_t glu_backward(const void *opaque, const GluBackwardProblem &given, const Launch &) {
   const State &state = *static_cast<const State *>(opaque);
   if (given.rows == 0) return RMSNORM_SUCCESS;
-  const GluBackwardProblem problem = joined(given, kGluBackwardTensors);
+  const GluBackwardProblem problem = folded(given, kGluBackwardTensors);
   const bool past_cache =
       streams(state, problem.rows * problem.groups * problem.cols, {&problem.dgate, &problem.dup},
               {&problem.dy, &problem.gate, &problem.up});

@@ -1,7 +1,8 @@
 // The launchers of rmsnorm_glu_forward and rmsnorm_glu_backward. Elements stand alone, so rows and
-// groups that lie one behind another are taken as one row, whatever its length.
+// groups that lie one behind another are one row, whatever its length.
 #include <cstdio>
 
+#include "core/fold.h"
 #include "cuda/kernels/glu.cuh"
 #include "cuda/operations.h"
 #include "cuda/tuning.h"
@@ -9,14 +10,15 @@
 namespace rmsnorm::cuda {
 namespace {
 
-// The tensors of elements, outputs last.
+// The tensors, in the order of the params.
 struct Views {
   const View *of[5];
   int count;
+  bool backward;
 };
-Views views_of(const GluForwardProblem &p) { return {{&p.gate, &p.up, &p.y}, 3}; }
+Views views_of(const GluForwardProblem &p) { return {{&p.gate, &p.up, &p.y}, 3, false}; }
 Views views_of(const GluBackwardProblem &p) {
-  return {{&p.dy, &p.gate, &p.up, &p.dgate, &p.dup}, 5};
+  return {{&p.dy, &p.gate, &p.up, &p.dgate, &p.dup}, 5, true};
 }
 
 template <class Test>
@@ -38,26 +40,6 @@ int width_of(rmsnorm_dtype_t dtype) {
   return dtype == RMSNORM_DTYPE_F64                                  ? 1
          : dtype == RMSNORM_DTYPE_F16 || dtype == RMSNORM_DTYPE_BF16 ? 8
                                                                      : 4;
-}
-
-// The shape with as few dimensions as the strides allow.
-struct Shape {
-  int64_t rows, groups, cols;
-  bool of_groups;  // a view's group stride walks the rows
-};
-
-Shape shape_of(const Problem &p, const Views &views) {
-  Shape shape = {p.rows, p.groups, p.cols, false};
-  if (p.groups > 1 && (p.rows == 1 || all_of(views, [&](const View &view) {
-                         return is_one_stride(view, p.groups);
-                       })))
-    shape = {p.rows * p.groups, 1, p.cols, true};
-  if (shape.groups == 1 && (shape.rows == 1 || all_of(views, [&](const View &view) {
-                              return (shape.of_groups ? view.group_stride : view.row_stride) ==
-                                     p.cols;
-                            })))
-    shape = {1, 1, shape.rows * p.cols, shape.of_groups};
-  return shape;
 }
 
 enum class Layout { kFlat, kAligned, kUnaligned };
@@ -94,60 +76,69 @@ bool has_flat_kernel(rmsnorm_dtype_t dtype) {
   return dtype != RMSNORM_DTYPE_NONE && dtype != RMSNORM_DTYPE_F64;
 }
 
+void set_tensor(Matrix *tensor, const View &view) { *tensor = matrix_of(view); }
+void set_tensor(FlatTensor *tensor, const View &view) { tensor->data = view.data; }
+
+// What both kinds of arguments have.
+template <class Args>
+Args args_of(const GluProblem &p, const Views &views) {
+  Args args = {};
+  typename Args::Tensor *const forward[] = {&args.gate, &args.up, &args.y};
+  typename Args::Tensor *const backward[] = {&args.dy, &args.gate, &args.up, &args.dgate,
+                                             &args.dup};
+  for (int i = 0; i < views.count; ++i)
+    set_tensor((views.backward ? backward : forward)[i], *views.of[i]);
+  args.activation = p.activation;
+  args.overlap = p.overlap;
+  return args;
+}
+
+// p: folded.
 rmsnorm_status_t launch_glu(const State &state, const GluProblem &p, const Views &views,
-                            bool backward, void *stream) {
-  if (p.rows * p.groups == 0) return RMSNORM_SUCCESS;
-  const Shape shape = shape_of(p, views);
+                            void *stream) {
+  const int64_t rows = p.rows * p.groups;
+  if (rows == 0) return RMSNORM_SUCCESS;
   const rmsnorm_dtype_t dtype = common_dtype(views);
   const int width = width_of(dtype);
-  const bool aligned = all_of(views, [&](const View &view) {
-    View walked = view;
-    if (shape.of_groups) walked.row_stride = 0;
-    if (shape.rows == 1) walked.row_stride = walked.group_stride = 0;
-    return rows_aligned(walked, width * element_size(view.dtype));
+  const bool aligned = all_of(views, [=](const View &view) {
+    return rows_aligned(view, width * element_size(view.dtype));
   });
-  const bool flat = has_flat_kernel(dtype) && aligned && shape.rows * shape.groups == 1;
+  const bool flat = has_flat_kernel(dtype) && aligned && rows == 1;
   const Layout layout = flat ? Layout::kFlat : aligned ? Layout::kAligned : Layout::kUnaligned;
-  int64_t vectors = divide_up(shape.cols, width);
+  int64_t vectors = divide_up(p.cols, width);
   if (!aligned) vectors = divide_up(vectors, 32) * 32;  // a warp is within one row
-  const int64_t items = shape.rows * shape.groups * vectors;
+  const int64_t items = rows * vectors;
   const int threads = choose_glu_threads(items, state.multiprocessors);
-  const LaunchShape launch_shape = {divide_up(items, threads), threads, 1, 0, stream, p.overlap, 1};
-  const void *kernel = kernel_of(dtype, backward, layout);
+  const int64_t blocks = divide_up(items, threads);
+  const LaunchShape shape = {blocks, threads, 1, 0, stream, p.overlap, 1};
+  const void *kernel = kernel_of(dtype, views.backward, layout);
   DeviceGuard guard(state);
   RMSNORM_TRY(guard.status());
   if (flat) {
-    FlatGluArgs args = {};
-    FlatTensor *const forward_tensors[] = {&args.gate, &args.up, &args.y};
-    FlatTensor *const backward_tensors[] = {&args.dy, &args.gate, &args.up, &args.dgate, &args.dup};
-    for (int i = 0; i < views.count; ++i)
-      (backward ? backward_tensors : forward_tensors)[i]->data = views.of[i]->data;
-    args.count = shape.cols;
-    args.activation = p.activation;
-    args.overlap = p.overlap;
-    return launch(state, kernel, launch_shape, &args);
+    FlatGluArgs args = args_of<FlatGluArgs>(p, views);
+    args.last_block = uint32_t(blocks - 1);
+    args.last_elements = int(p.cols - (blocks - 1) * threads * width);
+    return launch(state, kernel, shape, &args);
   }
-  GluArgs args = {};
-  Matrix *const forward_tensors[] = {&args.gate, &args.up, &args.y};
-  Matrix *const backward_tensors[] = {&args.dy, &args.gate, &args.up, &args.dgate, &args.dup};
-  for (int i = 0; i < views.count; ++i) {
-    Matrix &matrix = *(backward ? backward_tensors : forward_tensors)[i];
-    matrix = matrix_of(*views.of[i]);
-    if (shape.of_groups) matrix.row_stride = matrix.group_stride;
-  }
-  args.rows = Tasks(shape.rows * shape.groups, shape.groups);
+  GluArgs args = args_of<GluArgs>(p, views);
+  args.rows = Tasks(rows, p.groups);
   args.items = Tasks(items, vectors);
-  args.cols = shape.cols;
-  args.activation = p.activation;
+  args.cols = p.cols;
   args.aligned_rows = aligned;
-  args.overlap = p.overlap;
-  return launch(state, kernel, launch_shape, &args);
+  return launch(state, kernel, shape, &args);
 }
 
-void write_name(const char *direction, const GluProblem &p, const Views &views, char *name) {
+template <class Problem, size_t kCount>
+rmsnorm_status_t run_folded(const void *state, const Problem &given,
+                            const Tensor<Problem> (&table)[kCount], void *stream) {
+  const Problem problem = folded(given, table);
+  return launch_glu(*static_cast<const State *>(state), problem, views_of(problem), stream);
+}
+
+void write_name(const GluProblem &p, const Views &views, char *name) {
   const rmsnorm_dtype_t dtype = common_dtype(views);
-  std::snprintf(name, RMSNORM_KERNEL_NAME_SIZE, "cuda_glu_%s_%s_%s", direction,
-                activation_name(p.activation),
+  std::snprintf(name, RMSNORM_KERNEL_NAME_SIZE, "cuda_glu_%s_%s_%s",
+                views.backward ? "backward" : "forward", activation_name(p.activation),
                 dtype == RMSNORM_DTYPE_NONE ? "mixed" : dtype_name(dtype));
 }
 
@@ -157,17 +148,17 @@ size_t workspace_size(const void *, const GluForwardProblem &) { return 0; }
 size_t workspace_size(const void *, const GluBackwardProblem &) { return 0; }
 
 void kernel_name(const void *, const GluForwardProblem &p, char *name) {
-  write_name("forward", p, views_of(p), name);
+  write_name(p, views_of(p), name);
 }
 void kernel_name(const void *, const GluBackwardProblem &p, char *name) {
-  write_name("backward", p, views_of(p), name);
+  write_name(p, views_of(p), name);
 }
 
 rmsnorm_status_t run(const void *state, const GluForwardProblem &p, const Launch &call) {
-  return launch_glu(*static_cast<const State *>(state), p, views_of(p), false, call.stream);
+  return run_folded(state, p, kGluForwardTensors, call.stream);
 }
 rmsnorm_status_t run(const void *state, const GluBackwardProblem &p, const Launch &call) {
-  return launch_glu(*static_cast<const State *>(state), p, views_of(p), true, call.stream);
+  return run_folded(state, p, kGluBackwardTensors, call.stream);
 }
 
 rmsnorm_status_t visit_glu_kernels(const KernelVisitor &visitor) {

@@ -1,5 +1,5 @@
 """tests/vectors: calls and the exact bits that the CPU gives for them, through the C interface and
-through rms_norm and rms_norm_backward."""
+through rms_norm, glu and their gradients."""
 import ctypes
 import json
 import pathlib
@@ -16,9 +16,12 @@ VECTORS = json.loads((FOLDER / "cases.json").read_text())
 DATA = (FOLDER / "data.bin").read_bytes()
 DTYPES = {"f32": (F32, _abi.DTYPE_F32), "f16": (F16, _abi.DTYPE_F16),
           "bf16": (BF16, _abi.DTYPE_BF16), "f64": (F64, _abi.DTYPE_F64)}
-SCALARS = ("rows", "groups", "cols", "eps", "weight_offset", "rounding", "flags")
-PARAMS = {"forward": _abi.ForwardParams, "backward": _abi.BackwardParams}
+SCALARS = ("rows", "groups", "cols", "eps", "weight_offset", "rounding", "activation", "flags")
+PARAMS = {"forward": _abi.ForwardParams, "backward": _abi.BackwardParams,
+          "glu_forward": _abi.GluForwardParams, "glu_backward": _abi.GluBackwardParams}
 ROUNDINGS = {_abi.ROUNDING_ONCE: "once", _abi.ROUNDING_LLAMA: "llama"}
+ACTIVATIONS = {_abi.ACTIVATION_SILU: "silu", _abi.ACTIVATION_GELU_TANH: "gelu_tanh",
+               _abi.ACTIVATION_GELU_ERF: "gelu"}
 
 
 def tensors_of(vector):
@@ -61,7 +64,7 @@ def judge(vector, memories):
 
 
 def params_of(vector, memories):
-    params = PARAMS[vector["op"]](**{name: vector[name] for name in SCALARS})
+    params = PARAMS[vector["op"]](**{name: vector[name] for name in SCALARS if name in vector})
     for name in tensors_of(vector):
         memory, tensor = memory_of(vector, memories, name), getattr(params, name)
         if memory.size:
@@ -89,7 +92,7 @@ def test_c_interface(vector):
     judge(vector, memories)
 
 
-# ---- rms_norm and rms_norm_backward --------------------------------------------------------------
+# ---- rms_norm, glu and their gradients -----------------------------------------------------------
 
 # The dimensions of a tensor beside (rows, groups, cols).
 VECTOR_NAMES, RSTD = ("weight", "bias", "dweight", "dbias"), "rstd"
@@ -121,6 +124,14 @@ def test_arrays(vector):
         found = array_of(vector, memories, name)
         return absent if found is None else found
 
+    if vector["op"].startswith("glu"):
+        activation = ACTIVATIONS[vector["activation"]]
+        if vector["op"] == "glu_forward":
+            rmsnorm.glu(array("gate"), array("up"), activation, out=array("y"))
+        else:
+            rmsnorm.glu_backward(array("dy"), array("gate"), array("up"), activation,
+                                 dgate=array("dgate", False), dup=array("dup", False))
+        return judge(vector, memories)
     common = {"eps": vector["eps"], "weight_offset": vector["weight_offset"]}
     if vector["op"] == "forward":
         rmsnorm.rms_norm(array("x"), array("weight"), **common, residual=array("residual"),

@@ -12,8 +12,8 @@ namespace {
 constexpr rmsnorm_dtype_t kF32 = RMSNORM_DTYPE_F32, kF16 = RMSNORM_DTYPE_F16,
                           kBf16 = RMSNORM_DTYPE_BF16, kF64 = RMSNORM_DTYPE_F64;
 constexpr Direction kForward = Direction::kForward, kBackward = Direction::kBackward;
-constexpr Name kElementTensors[] = {kX,  kResidual,     kY,  kResidualOut,
-                                    kDy, kDresidualOut, kDx, kDresidual};
+constexpr Name kElementTensors[] = {kX,  kResidual,  kY,    kResidualOut, kDy,    kDresidualOut,
+                                    kDx, kDresidual, kGate, kUp,          kDgate, kDup};
 
 std::string text(rmsnorm_dtype_t dtype) { return rmsnorm::dtype_name(dtype); }
 
@@ -39,6 +39,9 @@ class Samples {
   void extremes();
   void gradients();
   void sizes();
+  void gated();
+  void gated_memory();
+  void gated_extremes();
   std::vector<Sample> take() {
     uint64_t seed = 0;
     for (Sample &each : samples_) each.c.seed = ++seed;
@@ -294,6 +297,155 @@ void Samples::sizes() {
   add("backward_rows_0_accumulate", c);
 }
 
+// ---- Gated activations -------------------------------------------------------------------------
+
+constexpr const char *kActivationNames[] = {"silu", "gelu_tanh", "gelu_erf"};
+
+std::string glu_name(Direction direction, const std::string &rest) {
+  return std::string(rmsnorm_test::text(direction)) + "_" + rest;
+}
+
+void Samples::gated() {
+  for (const Direction direction : kGluDirections) {
+    for (const rmsnorm_activation_t activation : kActivations)
+      for (const rmsnorm_dtype_t dtype : kDtypes)
+        add(glu_name(direction, kActivationNames[activation]) + "_" + text(dtype),
+            glu_case(direction, activation, 5, 67, dtype));
+    for (const rmsnorm_dtype_t gate : kMixable)
+      for (const rmsnorm_dtype_t other : kMixable) {
+        if (gate == other) continue;
+        Case c = glu_case(direction, kActivations[samples_.size() % 3], 3, 40, gate);
+        c[direction == Direction::kGluForward ? kUp : kDgate].dtype = other;
+        add(glu_name(direction, "mix_" + text(gate) + "_" + text(other)), c);
+      }
+    for (const int64_t cols : {1, 2, 7, 16, 31, 257, 1027})
+      add(glu_name(direction, "cols_" + std::to_string(cols)),
+          full_case(direction, 2, cols, direction == Direction::kGluForward ? kBf16 : kF16));
+    add(glu_name(direction, "rows_0"), full_case(direction, 0, 16, kF32));
+    for (const rmsnorm_dtype_t dtype : {kF64, kF16})
+      for (const auto &[name, row_stride] :
+           {std::pair<const char *, int64_t>{"gap", 37}, {"reversed", -41}}) {
+        Case c = full_case(direction, 4, 33, dtype);
+        for (const Name each : kElementTensors) c[each].row_stride = row_stride;
+        add(glu_name(direction, name) + "_" + text(dtype), c);
+      }
+    for (const int64_t row_stride : {0, 1, -5}) {  // inputs alone
+      Case c = full_case(direction, 4, 33, kF32);
+      c[kGate].row_stride = c[kUp].row_stride = row_stride;
+      add(glu_name(direction, "rows_overlap_" + std::to_string(row_stride + 5)), c);
+    }
+    Case c = full_case(direction, 3, 16, kBf16);
+    c.groups = 4;
+    add(glu_name(direction, "groups"), c);
+    for (const Name each : kElementTensors) c[each].group_stride = 20, c[each].row_stride = 80;
+    add(glu_name(direction, "groups_gap"), c);
+    c[kUp].row_stride = 16, c[kUp].group_stride = 3 * 16;
+    add(glu_name(direction, "groups_turned"), c);
+    c = full_case(direction, 3, 20, kF32);
+    c.groups = 0;  // read as 1
+    c.flags = RMSNORM_FLAG_OVERLAP;
+    add(glu_name(direction, "groups_0"), c);
+    c = full_case(direction, 1, 33, kF32);
+    for (const Name each : kElementTensors)
+      c[each].row_stride = INT64_MAX, c[each].group_stride = INT64_MIN + 1;
+    add(glu_name(direction, "strides_not_read"), c);
+  }
+  for (const Name absent : {kDgate, kDup}) {
+    Case c = full_case(Direction::kGluBackward, 4, 24, kF32);
+    c[absent] = {};
+    add(std::string("glu_backward_no_") + info(absent).text, c);
+  }
+}
+
+// Packed halves, in place, and off every boundary but the element's own.
+void Samples::gated_memory() {
+  constexpr Direction kGluForward = Direction::kGluForward, kGluBackward = Direction::kGluBackward;
+  const int64_t cols = 40;
+  for (const rmsnorm_dtype_t dtype : {kF32, kBf16}) {
+    for (const Direction direction : kGluDirections) {
+      Case c = full_case(direction, 3, cols, dtype);
+      for (int i = 0; i < kNameCount; ++i)
+        if (c.has(static_cast<Name>(i))) c.tensors[i].misalign = rmsnorm::element_size(dtype);
+      add(glu_name(direction, "misaligned_" + text(dtype)), c);
+      c = full_case(direction, 3, cols, dtype);
+      c[kGate].row_stride = c[kUp].row_stride = 2 * cols;
+      share(&c, kUp, kGate, cols);
+      add(glu_name(direction, "packed_" + text(dtype)), c);
+      if (direction == kGluForward) continue;
+      for (const Name each : {kDgate, kDup}) c[each].row_stride = 2 * cols;
+      share(&c, kDup, kDgate, cols);
+      add("glu_backward_packed_gradients_" + text(dtype), c);
+      share(&c, kDgate, kGate);
+      share(&c, kDup, kGate, cols);
+      add("glu_backward_packed_in_place_" + text(dtype), c);
+    }
+    const struct {
+      Direction direction;
+      Name first, first_in, second, second_in;
+    } in_place[] = {
+        {kGluForward, kY, kGate, kNone, kNone},      {kGluForward, kY, kUp, kNone, kNone},
+        {kGluBackward, kDgate, kGate, kNone, kNone}, {kGluBackward, kDgate, kDy, kNone, kNone},
+        {kGluBackward, kDup, kUp, kNone, kNone},     {kGluBackward, kDup, kDy, kNone, kNone},
+        {kGluBackward, kDgate, kGate, kDup, kUp},    {kGluBackward, kDgate, kDy, kDup, kUp},
+        {kGluBackward, kDgate, kGate, kDup, kDy}};
+    for (const auto &each : in_place) {
+      Case c = full_case(each.direction, 3, cols, dtype);
+      std::string name = glu_name(each.direction, std::string(info(each.first).text) + "_in_" +
+                                                      info(each.first_in).text);
+      share(&c, each.first, each.first_in);
+      if (each.second != kNone) {
+        share(&c, each.second, each.second_in);
+        name += std::string("_") + info(each.second).text + "_in_" + info(each.second_in).text;
+      }
+      add(name + "_" + text(dtype), c);
+    }
+  }
+}
+
+// As large and as small as the dtype has them, in every operand; gates far into the tails; what is
+// not finite, but at the end.
+void Samples::gated_extremes() {
+  const int64_t cols = 33;
+  for (const rmsnorm_dtype_t dtype : kDtypes)
+    for (const Direction direction : kGluDirections)
+      for (const rmsnorm_activation_t activation : kActivations) {
+        std::vector<Recipe> recipes;
+        for (const Recipe &each : finite_recipes(dtype, cols))
+          if (std::strcmp(each.name, "every magnitude") != 0) recipes.push_back(each);
+        const int64_t count = static_cast<int64_t>(recipes.size());
+        const std::string end = std::string(kActivationNames[activation]) + "_" + text(dtype);
+        add(glu_name(direction, "extremes_") + end,
+            glu_case(direction, activation, count, cols, dtype), [=](Execution *execution) {
+              for (int64_t row = 0; row < count; ++row) {
+                const auto recipe = [&](int64_t turn) {
+                  return recipes[static_cast<size_t>(turn % count)];
+                };
+                cook(execution, kGate, row, recipe(row));
+                cook(execution, kUp, row, recipe(row * 7 + 3));
+                if (takes(direction, kDy)) cook(execution, kDy, row, recipe(row * 4 + 1));
+              }
+            });
+        add(glu_name(direction, "tails_") + end, glu_case(direction, activation, 4, cols, dtype),
+            [=](Execution *execution) {
+              const double ends[] = {3, 20, 110, 760};  // exact steps
+              for (int64_t row = 0; row < 4; ++row)
+                for (int64_t col = 0; col < cols; ++col)
+                  execution->set(kGate, row, 0, col,
+                                 ends[row] * (static_cast<double>(col) / 16 - 1.5));
+            });
+        add(glu_name(direction, "not_finite_") + end,
+            glu_case(direction, activation, 4, cols, dtype), [=](Execution *execution) {
+              const double values[] = {NAN, HUGE_VAL, -HUGE_VAL, 0.0, -0.0};
+              for (int64_t i = 0; i < 5; ++i) {
+                const double value = values[static_cast<size_t>(i)];
+                execution->set(kGate, 0, 0, 3 * i, value);
+                execution->set(kUp, 1, 0, 3 * i, value);
+                if (takes(direction, kDy)) execution->set(kDy, 2, 0, 3 * i, value);
+              }
+            });
+      }
+}
+
 // ---- Refusals ----------------------------------------------------------------------------------
 
 class BrokenSamples {
@@ -302,14 +454,17 @@ class BrokenSamples {
            const std::function<void(Vector *)> &break_rule) {
     Case c = full_case(direction_, 3, 8, kF32);
     c.groups = 2;
-    samples_.push_back({(direction_ == kForward ? "forward_error_" : "backward_error_") + name, c,
-                        status, error, break_rule});
+    samples_.push_back({std::string(rmsnorm_test::text(direction_)) + "_error_" + name, c, status,
+                        error, break_rule});
   }
   void of(Direction direction);
-  void of_tensors();
+  void of_gated(Direction direction);
   std::vector<BrokenSample> take() { return std::move(samples_); }
 
  private:
+  void of_all();
+  void of_tensors();
+
   Direction direction_ = kForward;
   std::vector<BrokenSample> samples_;
 };
@@ -324,20 +479,33 @@ std::function<void(Vector *)> without(std::vector<Name> names) {
   };
 }
 
-void BrokenSamples::of(Direction direction) {
-  direction_ = direction;
+// Puts a tensor into another's memory.
+void move(Vector *v, Name tensor, Name memory, int64_t offset) {
+  VectorTensor *moved = v->find(tensor);
+  moved->memory = memory;
+  moved->offset = offset;
+  moved->elements = 0;
+}
+
+// Shape and flags.
+void BrokenSamples::of_all() {
   add("rows_negative", RMSNORM_ERROR_SHAPE, "rows = ", [](Vector *v) { v->rows = -1; });
   add("groups_negative", RMSNORM_ERROR_SHAPE, "groups = ", [](Vector *v) { v->groups = -2; });
   add("cols_0", RMSNORM_ERROR_SHAPE, "cols = ", [](Vector *v) { v->cols = 0; });
   add("too_many_elements", RMSNORM_ERROR_SHAPE,
       "rows = ", [](Vector *v) { v->rows = v->cols = int64_t{1} << 32; });
+  add("flag_unknown", RMSNORM_ERROR_NEWER_LIBRARY, "flags",
+      [](Vector *v) { v->flags = 0x40000000; });
+}
+
+void BrokenSamples::of(Direction direction) {
+  direction_ = direction;
+  of_all();
   add("eps_negative", RMSNORM_ERROR_VALUE, "eps = ", [](Vector *v) { v->eps = -1e-6; });
   add("weight_offset_too_large", RMSNORM_ERROR_VALUE, "weight_offset",
       [](Vector *v) { v->weight_offset = 1e39; });
   add("rounding_unknown", RMSNORM_ERROR_NEWER_LIBRARY, "rounding",
       [](Vector *v) { v->rounding = 7; });
-  add("flag_unknown", RMSNORM_ERROR_NEWER_LIBRARY, "flags",
-      [](Vector *v) { v->flags = 0x40000000; });
   of_tensors();
 }
 
@@ -386,12 +554,6 @@ void BrokenSamples::of_tensors() {
       [=](Vector *v) { v->find(output)->dtype = kF64; });
   add("rstd_fp16", RMSNORM_ERROR_DTYPE, "rstd.dtype",
       [](Vector *v) { v->find(kRstd)->dtype = kF16; });
-  const auto move = [](Vector *v, Name tensor, Name memory, int64_t offset) {
-    VectorTensor *moved = v->find(tensor);
-    moved->memory = memory;
-    moved->offset = offset;
-    moved->elements = 0;
-  };
   add(text + "_is_weight", RMSNORM_ERROR_ALIAS, text + ".data",
       [=](Vector *v) { move(v, output, kWeight, 0); });
   add(text + "_shifted_in_x", RMSNORM_ERROR_ALIAS, text + ".data",
@@ -403,6 +565,38 @@ void BrokenSamples::of_tensors() {
   const Name second = forward ? kResidualOut : kDresidual;
   add("outputs_share", RMSNORM_ERROR_ALIAS, text + ".data",
       [=](Vector *v) { move(v, second, output, 0); });
+}
+
+void BrokenSamples::of_gated(Direction direction) {
+  direction_ = direction;
+  const bool forward = direction == Direction::kGluForward;
+  const Name output = forward ? kY : kDgate;
+  const std::string text = info(output).text;
+  of_all();
+  add("activation_unknown", RMSNORM_ERROR_NEWER_LIBRARY, "activation",
+      [](Vector *v) { v->activation = 3; });
+  add("accumulate", RMSNORM_ERROR_NEWER_LIBRARY, "flags",
+      [](Vector *v) { v->flags = RMSNORM_FLAG_ACCUMULATE; });
+  for (const Name required : {kGate, kUp, forward ? kY : kDy})
+    add(std::string(info(required).text) + "_absent", RMSNORM_ERROR_NULL,
+        std::string(info(required).text) + " is required", without({required}));
+  if (!forward) add("no_output", RMSNORM_ERROR_NULL, "dgate and dup", without({kDgate, kDup}));
+  add("gate_null", RMSNORM_ERROR_NULL, "gate.data",
+      [](Vector *v) { v->find(kGate)->elements = v->find(kGate)->offset = 0; });
+  add("rows_coincide", RMSNORM_ERROR_STRIDE, text + ".row_stride",
+      [=](Vector *v) { v->find(output)->row_stride = 0; });
+  add("groups_overlap", RMSNORM_ERROR_STRIDE, text + ".group_stride",
+      [=](Vector *v) { v->find(output)->group_stride = 5; });
+  add("gate_beyond_memory", RMSNORM_ERROR_STRIDE, "gate with row_stride",
+      [](Vector *v) { v->find(kGate)->row_stride = INT64_MAX; });
+  add(text + "_fp64", RMSNORM_ERROR_DTYPE, text + ".dtype",
+      [=](Vector *v) { v->find(output)->dtype = kF64; });
+  add(text + "_shifted_in_gate", RMSNORM_ERROR_ALIAS, text + ".data",
+      [=](Vector *v) { move(v, output, kGate, 3); });
+  if (forward) return;
+  add("dgate_is_up", RMSNORM_ERROR_ALIAS, "dgate.data", [](Vector *v) { move(v, kDgate, kUp, 0); });
+  add("outputs_share", RMSNORM_ERROR_ALIAS, "dgate.data",
+      [](Vector *v) { move(v, kDup, kDgate, 0); });
 }
 
 }  // namespace
@@ -418,6 +612,9 @@ std::vector<Sample> samples() {
   all.extremes();
   all.gradients();
   all.sizes();
+  all.gated();
+  all.gated_memory();
+  all.gated_extremes();
   return all.take();
 }
 
@@ -425,6 +622,7 @@ std::vector<BrokenSample> broken_samples() {
   BrokenSamples all;
   all.of(kForward);
   all.of(kBackward);
+  for (const Direction direction : kGluDirections) all.of_gated(direction);
   return all.take();
 }
 

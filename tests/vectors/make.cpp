@@ -52,7 +52,7 @@ Vector describe(const std::string &name, const Case &c) {
   vector.op = c.direction;
   vector.rows = c.rows, vector.groups = c.groups, vector.cols = c.cols;
   vector.eps = c.eps, vector.weight_offset = c.weight_offset;
-  vector.rounding = c.rounding, vector.flags = c.flags;
+  vector.rounding = c.rounding, vector.activation = c.activation, vector.flags = c.flags;
   for (int i = 0; i < kNameCount; ++i) {
     const Name tensor = static_cast<Name>(i);
     if (!is_present(c, tensor)) continue;

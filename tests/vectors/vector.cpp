@@ -12,8 +12,6 @@
 namespace rmsnorm_test {
 namespace {
 
-const char *text_of(Direction op) { return op == Direction::kForward ? "forward" : "backward"; }
-
 struct DtypeName {
   rmsnorm_dtype_t dtype;
   const char *text;
@@ -69,15 +67,21 @@ class LineReader {
     Vector vector;
     vector.name = text("name");
     const std::string op = text("op");
-    vector.op = op == "backward" ? Direction::kBackward : Direction::kForward;
-    if (op != "forward" && op != "backward") fail("op");
+    bool known = false;
+    for (const Direction each : kDirections)
+      if (op == rmsnorm_test::text(each)) vector.op = each, known = true;
+    if (!known) fail("op");
     vector.status = static_cast<rmsnorm_status_t>(integer("status"));
     if (vector.status != RMSNORM_SUCCESS) vector.error = text("error");
     vector.rows = integer("rows"), vector.groups = integer("groups");
     vector.cols = integer("cols");
-    vector.eps = std::strtod(text("eps").c_str(), nullptr);
-    vector.weight_offset = std::strtod(text("weight_offset").c_str(), nullptr);
-    vector.rounding = static_cast<rmsnorm_rounding_t>(integer("rounding"));
+    if (is_glu(vector.op)) {
+      vector.activation = static_cast<rmsnorm_activation_t>(integer("activation"));
+    } else {
+      vector.eps = std::strtod(text("eps").c_str(), nullptr);
+      vector.weight_offset = std::strtod(text("weight_offset").c_str(), nullptr);
+      vector.rounding = static_cast<rmsnorm_rounding_t>(integer("rounding"));
+    }
     vector.flags = static_cast<uint32_t>(integer("flags"));
     for (int i = 0; i < kNameCount; ++i)
       if (fields_.count(std::string(info(static_cast<Name>(i)).text) + ".dtype") != 0)
@@ -138,12 +142,16 @@ class LineWriter {
 
   std::string write(const Vector &vector) {
     add("name", vector.name);
-    add("op", std::string(text_of(vector.op)));
+    add("op", std::string(text(vector.op)));
     add("status", static_cast<int64_t>(vector.status));
     if (vector.status != RMSNORM_SUCCESS) add("error", vector.error);
     add("rows", vector.rows), add("groups", vector.groups), add("cols", vector.cols);
-    add("eps", vector.eps), add("weight_offset", vector.weight_offset);
-    add("rounding", static_cast<int64_t>(vector.rounding));
+    if (is_glu(vector.op)) {
+      add("activation", static_cast<int64_t>(vector.activation));
+    } else {
+      add("eps", vector.eps), add("weight_offset", vector.weight_offset);
+      add("rounding", static_cast<int64_t>(vector.rounding));
+    }
     add("flags", static_cast<int64_t>(vector.flags));
     for (const VectorTensor &each : vector.tensors) tensor(each);
     return "{" + line_.str() + "}";
@@ -284,6 +292,7 @@ std::string check_vector(const rmsnorm_context_t *context, const Vector &vector)
     norm->eps = vector.eps, norm->weight_offset = vector.weight_offset;
     norm->rounding = vector.rounding;
   });
+  params.edit_glu([&](auto *glu) { glu->activation = vector.activation; });
   for (const VectorTensor &tensor : vector.tensors) {
     uint8_t *data =
         memories.at(tensor.memory).begin() + tensor.offset * rmsnorm::element_size(tensor.dtype);

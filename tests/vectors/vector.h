@@ -32,6 +32,7 @@ struct Vector {
   int64_t rows = 0, groups = 0, cols = 0;
   double eps = 0, weight_offset = 0;
   rmsnorm_rounding_t rounding = RMSNORM_ROUNDING_ONCE;
+  rmsnorm_activation_t activation = RMSNORM_ACTIVATION_SILU;
   uint32_t flags = 0;
   std::vector<VectorTensor> tensors;  // those present, in the order of the params
 

@@ -1,15 +1,15 @@
 // act(g) = g * s(g) and its derivative in fp32, for SiLU and both GELUs: in single precision for
-// halves, in two floats for fp32. Each is even or odd in all but one exponential, which is found
-// for
-// -|g| so that nothing is ever taken from 1 that it nearly equals:
+// halves, with what that leaves over for fp32. Each is even or odd in all but one exponential,
+// which is found for -|g| so that nothing is ever taken from 1 that it nearly equals:
 //
 //   SILU, GELU_TANH  s(g) = r(e) for g >= 0, e * r(e) for g < 0;  r(e) = 1 / (1 + e)
 //                    e = exp(-|g|), exp(-2 sqrt(2 / pi) (|g| + 0.044715 |g|^3))
 //   GELU_ERF         s(g) = 1 - e * R(|g|), e * R(|g|);  e = exp(-g^2 / 2),
 //                    R(x) = exp(x^2 / 2) * erfc(x / sqrt(2)) / 2, a polynomial in 1 / (1 + 0.3 x)
 //
-// e itself leaves fp32's range long before e * g * up does: halves keep its square root, fp32 a
-// power of two beside it.
+// e itself leaves fp32's range long before e * g * up does: halves keep its square root, fp32
+// shifts it by a power of two that it takes away in the end. fp32 needs no select for the sign
+// either: for SILU and GELU_TANH s(g) = 1 / (1 + e), e of -g, however large.
 #pragma once
 
 #include "cuda/kernels/elements.cuh"
@@ -19,7 +19,7 @@ namespace {
 
 // A product of two operands up to here loses nothing in what follows; an element with a larger one
 // (or NaN, or Inf) is redone in fp64.
-constexpr float kLargestProduct = 0x1p60f;
+constexpr float kLargestProduct = 0x1p40f;
 
 // Where e is 2^-245. Beyond, the result is 0.
 template <int kActivation>
@@ -47,7 +47,7 @@ __device__ inline float reciprocal_approximate(float x) {
 // R(x): minimax in 1 / (1 + 0.3 x) (Remez); fp16 to 2^-19.2 for x up to 9, beyond
 // which any product of fp16 operands gives 0, bf16 to 2^-18.2.
 template <class T>
-__device__ inline float erfc_ratio(float x) {
+__device__ inline float short_erfc_ratio(float x) {
   constexpr bool kShort = std::is_same_v<T, __half>;
   constexpr float kFactors[] = {kShort ? -3.40367366426e-5f : -5.97147016122e-5f,
                                 kShort ? 0.120753216733f : 0.120967840144f,
@@ -103,7 +103,7 @@ __device__ inline Factors factors_of(float g) {
                         float(-0.5 * kLog2e * kTanhScale));
   const float root = exp2_approximate(exponent), e = root * root;
   float share;
-  if constexpr (kErf) share = erfc_ratio<T>(x);
+  if constexpr (kErf) share = short_erfc_ratio<T>(x);
   else share = reciprocal_approximate(1.0f + e);
   return {kErf || negative ? root : 1.0f, share, slope_of<kActivation>(negative, x, e, share),
           flips<kActivation>(g)};
@@ -132,116 +132,136 @@ __device__ inline TwoFloats multiply(float a, const TwoFloats &b) {
   return {high.high, fmaf(a, b.low, high.low)};
 }
 
-__device__ inline TwoFloats multiply(const TwoFloats &a, const TwoFloats &b) {
-  const TwoFloats high = multiply(a.high, b.high);
-  return {high.high, high.low + fmaf(a.high, b.low, a.low * b.high)};
-}
-
-// a + b.high + b.low for |a| >= |b.high| or a's exponent not below it.
-__device__ inline TwoFloats add(float a, const TwoFloats &b) {
-  const float high = __fadd_rn(a, b.high);
-  return {high, (a - high) + b.high + b.low};
-}
-
 // A constant as two floats.
 __host__ __device__ constexpr TwoFloats split(double value) {
   return {float(value), float(value - double(float(value)))};
 }
 
-// 1 / x to about 2^-45.
-__device__ inline TwoFloats reciprocal(const TwoFloats &x) {
-  const float high = reciprocal_approximate(x.high);
-  return {high, high * fmaf(-x.low, high, fmaf(-x.high, high, 1.0f))};
-}
+// What is found with e lies in fp32's range by this power of two: e goes down to 2^-199, where its
+// product with 2^40 is nothing.
+constexpr int kShift = 74;
+constexpr float kShiftedOne = 0x1p-74f;
 
-// tail * scale = 2^x, x from -246 to 0; scale is 1 or 2^-122.
+// The gates between which e's shifted power is a normal number; beyond, act(gate) is gate to the
+// last bit, or a product with it is 0.
+template <int kActivation>
+constexpr float kLowestGate = kActivation == RMSNORM_ACTIVATION_SILU        ? -137.5f
+                              : kActivation == RMSNORM_ACTIVATION_GELU_TANH ? -11.85f
+                                                                            : -16.5f;
+template <int kActivation>
+constexpr float kHighestGate = kActivation == RMSNORM_ACTIVATION_SILU ? 34.0f : 6.8f;
+
+// 2^(a * b) = (1 + part * f) * 2^whole, to 2^-27.
 struct Power {
-  float tail, scale;
+  float part, f;
+  int whole_in_place;  // of the exponent's bits
 };
-__device__ inline Power exp2_of(const TwoFloats &x) {
-  constexpr float kRound = 0x1.8p23f;  // added, it leaves an integer in the last bits
-  const float shifted = __fadd_rn(x.high, kRound), whole = shifted - kRound;
-  const float f = (x.high - whole) + x.low;
-  float value = 0.000154035993084f;  // 2^f, to 2^-27.5 of it (Remez)
-  value = fmaf(value, f, 0.00133907759819f);
-  value = fmaf(value, f, 0.00961823734392f);
-  value = fmaf(value, f, 0.0555035733259f);
-  value = fmaf(value, f, 0.240226497944f);
-  value = fmaf(value, f, 0.693147187958f);
-  value = fmaf(value, f, 1.0f);
-  const bool small = x.high < -122;
-  const int exponent = __float_as_int(shifted) + (small ? 122 : 0);
-  return {__int_as_float(__float_as_int(value) + (exponent << 23)), small ? 0x1p-122f : 1.0f};
+// whole: with kAdded added.
+template <int kAdded>
+__device__ inline Power power_of(float a, const TwoFloats &b) {
+  constexpr float kRound = 0x1.8p23f + kAdded;  // added, it leaves an integer in the last bits
+  const float shifted = fmaf(a, b.high, kRound), whole = __fadd_rn(shifted, -kRound);
+  const float f = fmaf(a, b.low, fmaf(a, b.high, -whole));
+  float part = 0.000154035993084f;  // (2^f - 1) / f (Remez)
+  part = fmaf(part, f, 0.00133907759819f);
+  part = fmaf(part, f, 0.00961823734392f);
+  part = fmaf(part, f, 0.0555035733259f);
+  part = fmaf(part, f, 0.240226497944f);
+  part = fmaf(part, f, 0.693147187958f);
+  return {part, f, __float_as_int(shifted) << 23};
 }
 
-// R(x): the minimax (Remez) of R(x) * (1 + sqrt(2) x), which varies little, in 1 / (1 + x / 4)
-// about the middle of that, to 2^-28.
-__device__ inline float exact_erfc_ratio(float x) {
-  constexpr TwoFloats kRoot = split(1.4142135623730950488);
-  const float quarter = x * 0.25f;  // z = 1 / (1 + x / 4) - 0.59, exact enough near 0
-  const float z = fmaf(-quarter, reciprocal_approximate(1.0f + quarter), 0.41f);
-  float value = -0.1095449799012f;
-  value = fmaf(value, z, -0.06274226169745f);
-  value = fmaf(value, z, 0.2570251286327f);
-  value = fmaf(value, z, 0.2828312008088f);
-  value = fmaf(value, z, -0.3485199508675f);
-  value = fmaf(value, z, -1.149951667588f);
-  value = fmaf(value, z, -1.402239890633f);
-  value = fmaf(value, z, -0.9784912345425f);
-  value = fmaf(value, z, -0.3309372063244f);
-  value = fmaf(value, z, 0.09284024450716f);
-  value = fmaf(value, z, 0.638886180339f);
-  const float slant = fmaf(x, kRoot.high, 1.0f), rest = fmaf(x, kRoot.high, 1.0f - slant);
-  const TwoFloats over = reciprocal({slant, rest});
-  return fmaf(value, over.high, value * over.low);
+// times * the power, rounded once.
+__device__ inline float scaled(const Power &power, float times) {
+  const float value = fmaf(power.part * times, power.f, times);
+  return __int_as_float(__float_as_int(value) + power.whole_in_place);
 }
 
-// The same factors for fp32: s(g) = tail * share * scale, act'(g) = tail * slope * scale, or 1 -
-// those.
+// R(x) * (1 + x), which varies little: its minimax (Remez) in 1 / (1 + x / 4) about the middle of
+// that, up to x = 16.5, to 2^-29.
+__device__ inline float slanted_erfc_ratio(float x) {
+  const float quarter = x * 0.25f;  // z = 1 / (1 + x / 4) - 0.59375, exact enough near 0
+  const float z = fmaf(-quarter, reciprocal_approximate(1.0f + quarter), 0.40625f);
+  float value = -0.07453775399038f;
+  value = fmaf(value, z, -0.03729593743546f);
+  value = fmaf(value, z, 0.1748982295089f);
+  value = fmaf(value, z, 0.1743389617148f);
+  value = fmaf(value, z, -0.2501957841374f);
+  value = fmaf(value, z, -0.7387030379788f);
+  value = fmaf(value, z, -0.8243841016026f);
+  value = fmaf(value, z, -0.4775405122284f);
+  value = fmaf(value, z, -0.04061014093347f);
+  value = fmaf(value, z, 0.1959405490452f);
+  value = fmaf(value, z, 0.490444588962f);
+  return value;
+}
+
+// -g's logarithm of e over g, for the GELU by tanh: linear + cubic * g^2.
+__device__ inline TwoFloats tanh_exponent(float g) {
+  constexpr double kLinear = -kLog2e * kTanhScale;
+  constexpr float kShort = float(int(kLinear * 4096)) / 4096;  // the sum less it is exact
+  constexpr TwoFloats kCubic = split(kLinear * kTanhCubic);
+  const TwoFloats square = multiply(g, g);
+  const float sum = fmaf(kCubic.high, square.high, kShort);
+  const float low =
+      fmaf(kCubic.high, square.low, fmaf(kCubic.low, square.high, float(kLinear - kShort)));
+  return {sum, fmaf(kCubic.high, square.high, kShort - sum) + low};
+}
+
+// The same factors for fp32: s(g) = above / (one + below) and act'(g) = slope, both 2^kShift times
+// too large, or 1 - those. SILU and GELU_TANH have 1 above, and below e of g itself: exp(-g), ...
 struct TwoFactors {
-  TwoFloats share;
-  float tail, scale, slope;
-  bool flip;
+  float above, below, one;
+  float reciprocal;  // of one + below, nearly
+  float slope;
+  bool logistic, flip;
 };
 
 template <int kActivation>
 __device__ inline TwoFactors two_factors_of(float g) {
-  constexpr bool kErf = kActivation == RMSNORM_ACTIVATION_GELU_ERF;
-  const bool negative = g < 0;
-  const float x = fminf(fabsf(g), kLargestGate<kActivation>);
-  TwoFloats exponent;
-  if constexpr (kActivation == RMSNORM_ACTIVATION_SILU) {
-    exponent = multiply(x, split(-kLog2e));
-  } else if constexpr (kErf) {
-    exponent = multiply(multiply(x, x), split(-0.5 * kLog2e));
-  } else {
-    constexpr TwoFloats kLinear = split(-kLog2e * kTanhScale);
-    const TwoFloats cubic = multiply(multiply(x, x), split(-kLog2e * kTanhScale * kTanhCubic));
-    const float sum = __fadd_rn(kLinear.high, cubic.high), part = sum - kLinear.high;
-    const float lost = (kLinear.high - (sum - part)) + (cubic.high - part);
-    exponent = multiply(x, {sum, lost + (cubic.low + kLinear.low)});
-  }
-  const Power power = exp2_of(exponent);
-  const float e = __fmul_rn(power.tail, power.scale);
+  constexpr float kLowest = kLowestGate<kActivation>;
   TwoFactors out;
-  if constexpr (kErf) out.share = {exact_erfc_ratio(x), 0};
-  else out.share = reciprocal(add(1.0f, {e, 0}));
-  out.tail = kErf || negative ? power.tail : 1.0f;
-  out.scale = kErf || negative ? power.scale : 1.0f;
-  out.slope = slope_of<kActivation>(negative, x, e, out.share.high);
   out.flip = flips<kActivation>(g);
+  out.logistic = kActivation != RMSNORM_ACTIVATION_GELU_ERF;
+  if constexpr (kActivation == RMSNORM_ACTIVATION_GELU_ERF) {
+    const float x = fminf(fabsf(g), -kLowest);
+    const Power e = power_of<kShift>(x, multiply(x, split(-0.5 * kLog2e)));
+    const float slanted = slanted_erfc_ratio(x);
+    out.above = scaled(e, slanted);
+    out.below = x;
+    out.one = 1;
+    out.reciprocal = reciprocal_approximate(1.0f + x);
+    out.slope = scaled(e, fmaf(-x, float(kDensity), slanted * out.reciprocal));
+  } else {
+    const float x = fminf(fmaxf(g, kLowest), kHighestGate<kActivation>);
+    constexpr bool kSilu = kActivation == RMSNORM_ACTIVATION_SILU;
+    out.above = 1;
+    out.below = scaled(power_of<-kShift>(x, kSilu ? split(-kLog2e) : tanh_exponent(x)), 1.0f);
+    out.one = kShiftedOne;
+    out.reciprocal = reciprocal_approximate(kShiftedOne + out.below);
+    float inner = x * (out.below * out.reciprocal);
+    if (!kSilu) inner *= fmaf(x * x, float(3 * kTanhScale * kTanhCubic), float(kTanhScale));
+    out.slope = fmaf(inner, out.reciprocal, out.reciprocal);
+  }
   return out;
 }
 
+// A first quotient, and that of what it leaves over: in an order in which hardly anything is lost.
 __device__ inline float times_share(const TwoFloats &product, const TwoFactors &f) {
-  const TwoFloats inner = multiply(f.tail, product);
-  const float low = fmaf(inner.high, f.share.low, inner.low * f.share.high);
-  const float value = fmaf(inner.high, f.share.high, low) * f.scale;
+  TwoFloats over = product;
+  if (!f.logistic) {
+    over = multiply(product.high, f.above);
+    over.low = fmaf(product.low, f.above, over.low);
+  }
+  const float first = over.high * f.reciprocal;
+  const float left = f.logistic ? fmaf(-f.one, first, fmaf(-f.below, first, over.high))
+                                : fmaf(-f.below, first, over.high - f.one * first);
+  const float value = fmaf(left + over.low, f.reciprocal, first) * kShiftedOne;
   return f.flip ? (product.high - value) + product.low : value;
 }
 
 __device__ inline float times_slope(float product, const TwoFactors &f) {
-  const float value = ((product * f.slope) * f.tail) * f.scale;
+  const float value = (product * f.slope) * kShiftedOne;
   return f.flip ? product - value : value;
 }
 

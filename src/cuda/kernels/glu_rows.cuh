@@ -14,7 +14,7 @@ constexpr int kGluThreads = 256;  // of a block, at most
 // Where a thread's vector is.
 struct GluPlace {
   int64_t row = 0, group = 0, col = 0;
-  int left = 0;  // elements from here to the row's end, cut to 2^30; none: 0 or less
+  int left = 0;  // elements from here to the row's end, or enough; none: 0 or less
 };
 
 __device__ inline int64_t item_of_thread() {
@@ -72,7 +72,8 @@ struct FlatTensor {
 // arguments.
 struct FlatGluArgs {
   using Tensor = FlatTensor;
-  int64_t count;  // elements
+  uint32_t last_block;
+  int last_elements;  // of that block; all before it are full
   rmsnorm_activation_t activation;
   bool overlap;
   FlatTensor gate, up, y, dy, dgate, dup;
@@ -82,7 +83,7 @@ struct FlatGluArgs {
   __device__ GluPlace place(int width) const {
     GluPlace place;
     place.col = item_of_thread() * width;
-    place.left = cut_to_int(count - place.col);
+    place.left = blockIdx.x == last_block ? last_elements - int(threadIdx.x) * width : width;
     return place;
   }
 };

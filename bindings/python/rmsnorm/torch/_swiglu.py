@@ -5,7 +5,8 @@ operator with a backward of its own:
     torch.ops.rmsnorm.glu_linear_backward   dpacked, dweight, dbias; what was not asked for is empty
 
 What is saved for backward is packed, the first matmul's output. The activation is computed again
-for weight's gradient, in the buffer that dpacked then takes, and no other memory is needed.
+for weight's gradient, in the buffer that dpacked then takes, and no other memory is needed. The
+module takes another way where its first matmul's gradients are what needs most (_swiglu_parts).
 """
 from typing import Any, Dict, List, Optional, Tuple
 
@@ -15,7 +16,7 @@ from torch import Tensor, nn
 
 from .. import _glu as _names
 from .._errors import ArgumentError
-from . import _calls, _functional, _glu, _glu_calls, _ops, _watch
+from . import _calls, _functional, _glu, _glu_calls, _ops, _swiglu_parts, _watch
 
 Grad = Optional[Tensor]
 operators = _ops.operators
@@ -51,6 +52,8 @@ class SwiGLU(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """x: (..., d_model). Returns a tensor of its shape."""
+        if _swiglu_parts.fits(x, self.w12, self.w3):
+            return _swiglu_parts.swiglu(x, self.w12, self.w3)
         return glu_linear(self.w12(x), self.w3.weight, self.w3.bias, "silu")
 
     def _load_from_state_dict(self, state_dict: Dict[str, Any], prefix: str, *args: Any) -> None:

@@ -7,10 +7,11 @@ use std::ffi::{c_char, CStr};
 use std::ptr::null_mut;
 
 use rmsnorm::rmsnorm_sys as sys;
-use rmsnorm::{Backward, Context, Error, Forward, Rounding};
+use rmsnorm::{Activation, Backward, Context, Error, Forward, GluBackward, GluForward, Rounding};
 use support::{expect_memories, vectors, Memory, Vector};
 
-const OUTPUTS: [&str; 6] = ["y", "residual_out", "dx", "dresidual", "dweight", "dbias"];
+const OUTPUTS: [&str; 8] =
+    ["y", "residual_out", "dx", "dresidual", "dweight", "dbias", "dgate", "dup"];
 
 fn is_output(vector: &Vector, tensor: &str) -> bool {
     OUTPUTS.contains(&tensor) || (tensor == "rstd" && vector.text("op") == "forward")
@@ -28,15 +29,13 @@ fn dtype_of(text: &str) -> sys::rmsnorm_dtype_t {
 }
 
 macro_rules! params {
-    ($type:ident, $vector:ident, $memories:ident, [$($tensor:ident),*]) => {{
+    ($type:ident, $vector:ident, $memories:ident, [$($scalar:ident),*], [$($tensor:ident),*]) => {{
         let mut params = sys::$type::new();
         params.rows = $vector.number("rows");
         params.groups = $vector.number("groups");
         params.cols = $vector.number("cols");
-        params.eps = $vector.number("eps");
-        params.weight_offset = $vector.number("weight_offset");
-        params.rounding = $vector.number("rounding");
         params.flags = $vector.number("flags");
+        $(params.$scalar = $vector.number(stringify!($scalar));)*
         $(
             let name = stringify!($tensor);
             if $vector.has(&format!("{name}.dtype")) {
@@ -66,34 +65,67 @@ fn run_raw(
     let raw = context.as_raw();
     let mut size = 0;
     let mut workspace: Vec<u64> = Vec::new();
-    // SAFETY: the vectors describe memory that is there.
-    let status = unsafe {
-        if vector.text("op") == "forward" {
-            let params = params!(
-                rmsnorm_forward_params_t,
-                vector,
-                memories,
-                [x, residual, weight, bias, y, residual_out, rstd]
-            );
-            match library.rmsnorm_forward_workspace_size(raw, &params, &mut size)? {
-                0 => library.rmsnorm_forward(raw, &params, null_mut(), 0, null_mut())?,
-                other => other,
-            }
-        } else {
-            let params = params!(
-                rmsnorm_backward_params_t,
-                vector,
-                memories,
-                [dy, x, weight, rstd, dresidual_out, dx, dresidual, dweight, dbias]
-            );
-            match library.rmsnorm_backward_workspace_size(raw, &params, &mut size)? {
+    /// The call's status, with as much workspace as it asks for.
+    macro_rules! status_of {
+        ($run:ident, $workspace_size:ident, $params:expr) => {{
+            let params = $params;
+            match library.$workspace_size(raw, &params, &mut size)? {
                 0 => {
                     workspace.resize(size.div_ceil(8), 0);
-                    let memory = workspace.as_mut_ptr().cast();
-                    library.rmsnorm_backward(raw, &params, memory, size, null_mut())?
+                    library.$run(raw, &params, workspace.as_mut_ptr().cast(), size, null_mut())?
                 }
                 other => other,
             }
+        }};
+    }
+    // SAFETY: the vectors describe memory that is there.
+    let status = unsafe {
+        match vector.text("op") {
+            "forward" => status_of!(
+                rmsnorm_forward,
+                rmsnorm_forward_workspace_size,
+                params!(
+                    rmsnorm_forward_params_t,
+                    vector,
+                    memories,
+                    [eps, weight_offset, rounding],
+                    [x, residual, weight, bias, y, residual_out, rstd]
+                )
+            ),
+            "backward" => status_of!(
+                rmsnorm_backward,
+                rmsnorm_backward_workspace_size,
+                params!(
+                    rmsnorm_backward_params_t,
+                    vector,
+                    memories,
+                    [eps, weight_offset, rounding],
+                    [dy, x, weight, rstd, dresidual_out, dx, dresidual, dweight, dbias]
+                )
+            ),
+            "glu_forward" => status_of!(
+                rmsnorm_glu_forward,
+                rmsnorm_glu_forward_workspace_size,
+                params!(
+                    rmsnorm_glu_forward_params_t,
+                    vector,
+                    memories,
+                    [activation],
+                    [gate, up, y]
+                )
+            ),
+            "glu_backward" => status_of!(
+                rmsnorm_glu_backward,
+                rmsnorm_glu_backward_workspace_size,
+                params!(
+                    rmsnorm_glu_backward_params_t,
+                    vector,
+                    memories,
+                    [activation],
+                    [dy, gate, up, dgate, dup]
+                )
+            ),
+            other => panic!("op {other}"),
         }
     };
     let mut text = [0 as c_char; 1024];
@@ -122,6 +154,8 @@ fn c_interface() {
 }
 
 // ---- This crate ----------------------------------------------------------------------------------
+
+type Pair<'a> = (rmsnorm::Output<'a>, rmsnorm::Output<'a>);
 
 /// The memories of one call, each lent once: to read, or to write.
 struct Lent<'a> {
@@ -175,6 +209,13 @@ impl<'a> Lent<'a> {
         memory.view_mut(offset, shape, strides)
     }
 
+    /// Two outputs in one memory: a packed tensor's halves.
+    fn outputs(&mut self, first: &'a str) -> Result<Pair<'a>, Error> {
+        let (_, [rows, groups, cols], strides) = self.layout(first);
+        let memory = self.written.remove(first).expect("lent once");
+        memory.split_mut([rows, groups, 2 * cols], strides, cols)
+    }
+
     fn stands_in(&self, tensor: &str, memory: &str) -> bool {
         self.has(tensor) && self.vector.memory_of(tensor) == memory
     }
@@ -199,10 +240,7 @@ fn run_forward(context: &Context, mut lent: Lent) -> Result<(), Error> {
         Forward::sum_in_x(lent.output("x")?, lent.input("residual")?, lent.output("y")?)
     } else if lent.stands_in("residual_out", "y") {
         sum_is_set = true;
-        let (_, [rows, groups, cols], strides) = lent.layout("y");
-        let packed = [rows, groups, 2 * cols];
-        let memory = lent.written.remove("y").expect("lent once");
-        let (y, sum) = memory.split_mut(packed, strides, cols)?;
+        let (y, sum) = lent.outputs("y")?;
         Forward::new(lent.input("x")?, y).residual_out(sum)
     } else {
         let y = lent.output("y")?;
@@ -253,16 +291,88 @@ fn run_backward(context: &Context, mut lent: Lent) -> Result<(), Error> {
     call.accumulate(accumulate).run(context)
 }
 
+fn activation(vector: &Vector) -> Activation {
+    match vector.number("activation") {
+        sys::RMSNORM_ACTIVATION_SILU => Activation::Silu,
+        sys::RMSNORM_ACTIVATION_GELU_TANH => Activation::GeluTanh,
+        sys::RMSNORM_ACTIVATION_GELU_ERF => Activation::GeluErf,
+        other => panic!("activation {other}"),
+    }
+}
+
+fn run_glu_forward(context: &Context, mut lent: Lent) -> Result<(), Error> {
+    let vector = lent.vector;
+    let call = if lent.stands_in("y", "gate") {
+        GluForward::y_over_gate(lent.output("y")?, lent.input("up")?)
+    } else if lent.stands_in("y", "up") {
+        GluForward::y_over_up(lent.input("gate")?, lent.output("y")?)
+    } else {
+        let y = lent.output("y")?;
+        GluForward::new(lent.input("gate")?, lent.input("up")?, y)
+    };
+    let overlap = vector.number::<u32>("flags") & sys::RMSNORM_FLAG_OVERLAP != 0;
+    call.activation(activation(vector)).overlap(overlap).run(context)
+}
+
+fn run_glu_backward(context: &Context, mut lent: Lent) -> Result<(), Error> {
+    let vector = lent.vector;
+    let over = |lent: &Lent, dgate: &str, dup: &str| {
+        lent.stands_in("dgate", dgate) && lent.stands_in("dup", dup)
+    };
+    let mut call = if over(&lent, "gate", "gate") {
+        let (gate, up) = lent.outputs("gate")?;
+        GluBackward::over_gate_and_up(lent.input("dy")?, gate, up)
+    } else if over(&lent, "gate", "up") {
+        let (gate, up) = (lent.output("gate")?, lent.output("up")?);
+        GluBackward::over_gate_and_up(lent.input("dy")?, gate, up)
+    } else if over(&lent, "dy", "up") {
+        let (dy, up) = (lent.output("dy")?, lent.output("up")?);
+        GluBackward::over_dy_and_up(dy, lent.input("gate")?, up)
+    } else if over(&lent, "gate", "dy") {
+        let (gate, dy) = (lent.output("gate")?, lent.output("dy")?);
+        GluBackward::over_gate_and_dy(dy, gate, lent.input("up")?)
+    } else if lent.stands_in("dgate", "gate") {
+        let gate = lent.output("gate")?;
+        GluBackward::dgate_over_gate(lent.input("dy")?, gate, lent.input("up")?)
+    } else if lent.stands_in("dgate", "dy") {
+        let dy = lent.output("dy")?;
+        GluBackward::dgate_over_dy(dy, lent.input("gate")?, lent.input("up")?)
+    } else if lent.stands_in("dup", "up") {
+        let up = lent.output("up")?;
+        GluBackward::dup_over_up(lent.input("dy")?, lent.input("gate")?, up)
+    } else if lent.stands_in("dup", "dy") {
+        let dy = lent.output("dy")?;
+        GluBackward::dup_over_dy(dy, lent.input("gate")?, lent.input("up")?)
+    } else {
+        GluBackward::new(lent.input("dy")?, lent.input("gate")?, lent.input("up")?)
+    };
+    if over(&lent, "dgate", "dgate") {
+        let (dgate, dup) = lent.outputs("dgate")?;
+        call = call.dgate(dgate).dup(dup);
+    } else {
+        if lent.stands_in("dgate", "dgate") {
+            call = call.dgate(lent.output("dgate")?);
+        }
+        if lent.stands_in("dup", "dup") {
+            call = call.dup(lent.output("dup")?);
+        }
+    }
+    let overlap = vector.number::<u32>("flags") & sys::RMSNORM_FLAG_OVERLAP != 0;
+    call.activation(activation(vector)).overlap(overlap).run(context)
+}
+
 fn run(
     context: &Context,
     vector: &Vector,
     memories: &mut HashMap<String, Memory>,
 ) -> Result<(), Error> {
     let lent = Lent::new(vector, memories);
-    if vector.text("op") == "forward" {
-        run_forward(context, lent)
-    } else {
-        run_backward(context, lent)
+    match vector.text("op") {
+        "forward" => run_forward(context, lent),
+        "backward" => run_backward(context, lent),
+        "glu_forward" => run_glu_forward(context, lent),
+        "glu_backward" => run_glu_backward(context, lent),
+        other => panic!("op {other}"),
     }
 }
 
@@ -325,5 +435,5 @@ fn refusals() {
         expect_memories(name, &memories, &vector.memories(&data, "after"));
         refused += 1;
     }
-    assert_eq!(refused, 16);
+    assert_eq!(refused, 23);
 }
