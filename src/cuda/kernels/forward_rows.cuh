@@ -4,7 +4,7 @@
 //
 // Tile: blockDim.x threads share a row, blockDim.y rows a block. A warp holds V * 32 vectors that
 // follow one another. V: 4 where there are many rows; 1 or 2 where a residual needs the registers,
-// and 1 at a few rows, where more warps are sooner done. The tree is the same.
+// and 2 at a few rows, where more warps are sooner done. The tree is the same.
 // Not persistent: the hardware's scheduler hands rows out in address order, which DRAM likes best.
 #pragma once
 
