@@ -103,6 +103,7 @@ Case draw_case(Operation operation, rmsnorm_dtype_t dtype, uint64_t seed) {
   Case c = is_glu(operation) ? draw_glu_case(&draw, operation, dtype)
                              : draw_norm_case(&draw, operation, dtype);
   constexpr Pattern kValues[] = {Pattern::kNormal, Pattern::kWide, Pattern::kRows};
+  c.estimated = true;
   const bool apart = draw.chance(2);
   for (int i = 0; i < kNameCount; ++i) {
     Spec &spec = c[static_cast<Name>(i)];
