@@ -18,18 +18,6 @@ static_assert(LDBL_MANT_DIG >= 64 && LDBL_MAX_EXP == 16384, "the range of fp64's
 constexpr long double kUnit = 0x1p-64L;
 constexpr long double kTiny = 0x1p-16000L;  // where long double ends, errors are no longer relative
 
-double bits_to_double(uint64_t bits) {
-  double value;
-  std::memcpy(&value, &bits, sizeof value);
-  return value;
-}
-
-uint64_t bits_of(double value) {
-  uint64_t bits;
-  std::memcpy(&bits, &value, sizeof bits);
-  return bits;
-}
-
 float bits_to_float(uint32_t bits) {
   float value;
   std::memcpy(&value, &bits, sizeof value);
@@ -43,24 +31,11 @@ float half_to_float(uint16_t half) {
   return bits_to_float(sign | size << 13) * 0x1p112f;  // exact, subnormal ones too
 }
 
-struct Format {
-  int precision, lowest, highest;  // as in the reference
-};
-Format format_of(rmsnorm_dtype_t dtype) {
-  switch (dtype) {
-    case RMSNORM_DTYPE_F16: return {11, -14, 15};
-    case RMSNORM_DTYPE_BF16: return {8, -126, 127};
-    case RMSNORM_DTYPE_F32: return {24, -126, 127};
-    default: return {53, -1022, 1023};
-  }
-}
-
 // a + b rounded once.
 double rounded_sum(double a, double b, rmsnorm_dtype_t dtype) {
   const double sum = a + b, part = sum - a;
   const double rest = (a - (sum - part)) + (b - part);
-  if (dtype == RMSNORM_DTYPE_F64) return sum;
-  if (dtype == RMSNORM_DTYPE_F32 && rest == 0) return static_cast<float>(sum);
+  if (rest == 0 || dtype == RMSNORM_DTYPE_F64) return round_to(sum, dtype);
   return rmsnorm::reference::round_to({sum, rest}, dtype);
 }
 
@@ -94,19 +69,16 @@ long double magnitude(long double value) { return std::fabs(value); }
 
 }  // namespace
 
-Distance distance(double got, const Estimate &exact, rmsnorm_dtype_t dtype) {
-  const long double near = magnitude(got - exact.value);
-  // The exact result may be less than the estimate, and lie below a power of two.
-  const double least = static_cast<double>((magnitude(exact.value) - exact.error) * (1 - 0x1p-50L));
+double round_to(double value, rmsnorm_dtype_t dtype) {
+  if (dtype == RMSNORM_DTYPE_F64) return value;
+  if (dtype == RMSNORM_DTYPE_F32) return static_cast<float>(value);
   const Format format = format_of(dtype);
-  int exponent = format.lowest;
-  if (least > 0) exponent = std::max(exponent, static_cast<int>(bits_of(least) >> 52) - 1023);
-  const int place = exponent - (format.precision - 1);
-  const double ulp = place < -1022 ? bits_to_double(uint64_t{1} << (place + 1074))
-                                   : bits_to_double(static_cast<uint64_t>(place + 1023) << 52);
-  // Beyond the largest numbers, what is near rounds to Inf: that is the reference's to tell.
-  if (!(exponent < format.highest) || !std::isfinite(got)) return {NAN, NAN, ulp};
-  return {near, (near + exact.error) * (1 + 4 * kUnit), ulp};
+  const uint64_t bits = bits_of(value);
+  const int exponent = static_cast<int>(bits >> 52 & 0x7ff) - 1023, cut = 53 - format.precision;
+  if (exponent < format.lowest || exponent >= format.highest)  // what is special, and zero
+    return rmsnorm::reference::round_to({value, 0}, dtype);
+  const uint64_t half = (uint64_t{1} << (cut - 1)) - 1 + (bits >> cut & 1);
+  return of_bits((bits + half) >> cut << cut);
 }
 
 void load_row(const View &view, int64_t row, int64_t group, int64_t cols, std::vector<double> *to) {

@@ -3,7 +3,10 @@
 // not be seen by the reference, which takes fifty times as long.
 #pragma once
 
+#include <algorithm>
+#include <cmath>
 #include <cstdint>
+#include <cstring>
 #include <vector>
 
 #include "core/problem.h"
@@ -15,13 +18,50 @@ struct Estimate {
   long double value = 0, error = 0;
 };
 
+// A binary format: significant bits, and normal numbers from 2^lowest up to below 2^(highest + 1).
+struct Format {
+  int precision, lowest, highest;
+};
+constexpr Format format_of(rmsnorm_dtype_t dtype) {
+  return dtype == RMSNORM_DTYPE_F16    ? Format{11, -14, 15}
+         : dtype == RMSNORM_DTYPE_BF16 ? Format{8, -126, 127}
+         : dtype == RMSNORM_DTYPE_F32  ? Format{24, -126, 127}
+                                       : Format{53, -1022, 1023};
+}
+
+inline double of_bits(uint64_t bits) {
+  double value;
+  std::memcpy(&value, &bits, sizeof value);
+  return value;
+}
+inline uint64_t bits_of(double value) {
+  uint64_t bits;
+  std::memcpy(&bits, &value, sizeof bits);
+  return bits;
+}
+
 // How far `got` is from the exact result: `near`, by the estimate, and at most `far`. `ulp` is no
 // longer than the exact result's. NaN where the estimate cannot tell.
 struct Distance {
   long double near, far;
   double ulp;
 };
-Distance distance(double got, const Estimate &exact, rmsnorm_dtype_t dtype);
+inline Distance distance(double got, const Estimate &exact, const Format &format) {
+  const long double near = std::fabs(got - exact.value);
+  // The exact result may be less than the estimate, and lie below a power of two.
+  const double least = static_cast<double>((std::fabs(exact.value) - exact.error) * (1 - 0x1p-50L));
+  int exponent = format.lowest;
+  if (least > 0) exponent = std::max(exponent, static_cast<int>(bits_of(least) >> 52) - 1023);
+  const int place = exponent - (format.precision - 1);
+  const double ulp = of_bits(place < -1022 ? uint64_t{1} << (place + 1074)
+                                           : static_cast<uint64_t>(place + 1023) << 52);
+  // Beyond the largest numbers, what is near rounds to Inf: that is the reference's to tell.
+  if (!(exponent < format.highest) || !std::isfinite(got)) return {NAN, NAN, ulp};
+  return {near, (near + exact.error) * (1 + 0x1p-60L), ulp};
+}
+
+// The nearest number of a dtype, ties to even.
+double round_to(double value, rmsnorm_dtype_t dtype);
 
 // The elements of one (row, group), as reference::load has them.
 void load_row(const rmsnorm::View &view, int64_t row, int64_t group, int64_t cols,

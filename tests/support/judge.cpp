@@ -86,16 +86,20 @@ class Judge {
   // By an estimate: whether `got` is within its bound whatever the exact result may be. Then it
   // counts as compared, if settle() says so.
   bool accepts(double got, const Estimate &exact, double magnitude) {
-    const Distance from = distance(got, exact, dtype_);
+    const Distance from = distance(got, exact, format_of(dtype_));
     const double slack = bound_.factor == 0 ? 0 : bound_.factor * magnitude;
     // The magnitude, too, is an estimate.
     if (!(from.far <= bound_.ulps * from.ulp + slack * (1 - 0x1p-30))) return false;
-    const double error = static_cast<double>(from.near / from.ulp), ulps = slack / from.ulp;
     ++unsettled_.compared;
-    if (ulps < 0.001) unsettled_.ulps = std::max(unsettled_.ulps, error);
-    unsettled_.share = std::max(unsettled_.share, error / (bound_.ulps + ulps));
-    if (slack > 0 && error > bound_.ulps && std::isfinite(magnitude))
-      unsettled_.factor = std::max(unsettled_.factor, (error - bound_.ulps) * from.ulp / magnitude);
+    // Divisions only where there is something to record.
+    if (from.near > unsettled_.ulps * from.ulp && slack < 0.001 * from.ulp)
+      unsettled_.ulps = static_cast<double>(from.near / from.ulp);
+    const double bound = bound_.ulps * from.ulp + slack;
+    if (from.near > unsettled_.share * bound)
+      unsettled_.share = static_cast<double>(from.near / bound);
+    const double beyond = static_cast<double>(from.near) - bound_.ulps * from.ulp;
+    if (beyond > unsettled_.factor * magnitude && std::isfinite(magnitude))
+      unsettled_.factor = beyond / magnitude;
     return true;
   }
   void settle(bool kept) {
@@ -162,24 +166,22 @@ std::vector<double> llama_roundings(const Exact &scaled, rmsnorm_dtype_t h_dtype
 }
 
 // Some of them, by an estimate: those that the exact value has for sure.
-std::vector<double> llama_roundings(const Estimate &scaled, rmsnorm_dtype_t h_dtype, bool cuda) {
-  const double high = static_cast<double>(scaled.value);
-  const Exact about = {high, static_cast<double>(scaled.value - high)};
-  const double nearest = rmsnorm::reference::round_to(about, h_dtype);
-  const double ulp = rmsnorm::reference::ulp(about, h_dtype);
-  std::vector<double> values = {nearest};
-  if (!std::isfinite(nearest) || !(scaled.error < 0x1p-4L * ulp)) return {};
-  if (h_dtype ==
-      RMSNORM_DTYPE_F64) {  // wherever the exact value's nearest is, these are 2 ulp away
-    for (const double step : {-1.0, 1.0}) values.push_back(nearest + step * ulp);
-    return values;
-  }
-  const double offset = (about.high - nearest) + about.low;
+struct Roundings {
+  double values[3];
+  int count;
+};
+Roundings llama_roundings(const Estimate &scaled, rmsnorm_dtype_t h_dtype, bool cuda) {
+  const double value = static_cast<double>(scaled.value);
+  const double nearest = round_to(value, h_dtype);
+  const double ulp = distance(0, scaled, format_of(h_dtype)).ulp;
+  if (!std::isfinite(nearest) || !(scaled.error < 0x1p-4L * ulp)) return {{}, 0};
+  // Wherever the exact value's nearest is, these are at most 2 ulp away.
+  if (h_dtype == RMSNORM_DTYPE_F64) return {{nearest, nearest - ulp, nearest + ulp}, 3};
+  const long double offset = scaled.value - nearest;
   const long double least = std::fabs(offset) - scaled.error;
-  if (least >= (0.5 - llama_tolerance(h_dtype, cuda)) * ulp)
-    values.push_back(
-        rmsnorm::reference::round_to({nearest + std::copysign(ulp, offset), 0}, h_dtype));
-  return values;
+  if (least < (0.5 - llama_tolerance(h_dtype, cuda)) * ulp) return {{nearest}, 1};
+  const double step = std::copysign(ulp, static_cast<double>(offset));
+  return {{nearest, round_to(nearest + step, h_dtype)}, 2};
 }
 
 // The (row, group) pairs to compare: all, or the first, the last and some between.
@@ -264,8 +266,9 @@ class ForwardGlance {
       const Estimate y = exact_.y(col, scaled, &product);
       return judge->accepts(got_[col], y, product);
     }
-    for (const double rounded : llama_roundings(scaled, problem_.h_dtype, cuda_)) {
-      const Estimate y = exact_.y(col, {rounded, 0}, &product);
+    const Roundings roundings = llama_roundings(scaled, problem_.h_dtype, cuda_);
+    for (int i = 0; i < roundings.count; ++i) {
+      const Estimate y = exact_.y(col, {roundings.values[i], 0}, &product);
       if (judge->accepts(got_[col], y, product)) return true;
     }
     return false;
@@ -536,37 +539,47 @@ testing::AssertionResult judge_glu(const Execution &execution) {
     names.push_back(name);
     fresh.push_back({c, name, glu_bound_of(cuda, c, name)});
   }
-  const auto judge = [&](std::vector<Judge> *own, int64_t row, int64_t group, int64_t col) {
-    const double gate = execution.input(kGate, row, group, col);
-    const double up = execution.input(kUp, row, group, col);
-    if (c.direction == Direction::kGluForward) {
-      if (inf_times_little(up, gate)) return;
-      const double got = execution.output(kY, row, group, col);
-      if (c.estimated && (*own)[0].accepts(got, estimate_glu_y(c.activation, gate, up), 0)) return;
-      (*own)[0].compare(got, rmsnorm::reference::glu_y(c.activation, gate, up), 0, row, group, col);
-      return;
-    }
-    const double dy = execution.input(kDy, row, group, col);
-    GluEstimates about;
-    if (c.estimated) about = estimate_glu_gradients(c.activation, dy, gate, up);
-    for (size_t n = 0; n < names.size(); ++n) {
-      const bool is_dgate = names[n] == kDgate;
-      if (inf_times_little(dy, gate) || (is_dgate && inf_times_little(up, gate))) continue;
-      const double got = execution.output(names[n], row, group, col);
-      if (c.estimated && (*own)[n].accepts(got, is_dgate ? about.dgate : about.dup,
-                                           is_dgate ? about.magnitude : 0))
-        continue;
-      const rmsnorm::reference::GluGradients exact =
-          rmsnorm::reference::glu_gradients(c.activation, dy, gate, up);
-      (*own)[n].compare(got, is_dgate ? exact.dgate : exact.dup, is_dgate ? exact.magnitude : 0,
-                        row, group, col);
-    }
+  const bool forward = c.direction == Direction::kGluForward;
+  struct Rows {
+    std::vector<double> dy, gate, up, got[2];
   };
-  const std::vector<Judge> judges =
-      over_rows(c, fresh, [&](std::vector<Judge> *own, int64_t row, int64_t group) {
-        over_cols(c, [&](int64_t col) { judge(own, row, group, col); });
-        settle(own, true);
-      });
+  const auto body = [&, rows = Rows()](std::vector<Judge> *own, int64_t row,
+                                       int64_t group) mutable {
+    load_row(execution.view(kGate, false), row, group, c.cols, &rows.gate);
+    load_row(execution.view(kUp, false), row, group, c.cols, &rows.up);
+    if (!forward) load_row(execution.view(kDy, false), row, group, c.cols, &rows.dy);
+    for (size_t n = 0; n < names.size(); ++n)
+      load_row(execution.view(names[n], true), row, group, c.cols, &rows.got[n]);
+    over_cols(c, [&](int64_t col) {
+      const size_t i = static_cast<size_t>(col);
+      const double gate = rows.gate[i], up = rows.up[i];
+      if (forward) {
+        const double got = rows.got[0][i];
+        if (inf_times_little(up, gate)) return;
+        if (!c.estimated || !(*own)[0].accepts(got, estimate_glu_y(c.activation, gate, up), 0))
+          (*own)[0].compare(got, rmsnorm::reference::glu_y(c.activation, gate, up), 0, row, group,
+                            col);
+        return;
+      }
+      const double dy = rows.dy[i];
+      GluEstimates about;
+      if (c.estimated) about = estimate_glu_gradients(c.activation, dy, gate, up);
+      for (size_t n = 0; n < names.size(); ++n) {
+        const bool is_dgate = names[n] == kDgate;
+        const double got = rows.got[n][i];
+        if (inf_times_little(dy, gate) || (is_dgate && inf_times_little(up, gate))) continue;
+        if (c.estimated && (*own)[n].accepts(got, is_dgate ? about.dgate : about.dup,
+                                             is_dgate ? about.magnitude : 0))
+          continue;
+        const rmsnorm::reference::GluGradients exact =
+            rmsnorm::reference::glu_gradients(c.activation, dy, gate, up);
+        (*own)[n].compare(got, is_dgate ? exact.dgate : exact.dup, is_dgate ? exact.magnitude : 0,
+                          row, group, col);
+      }
+    });
+    settle(own, true);
+  };
+  const std::vector<Judge> judges = over_rows(c, fresh, body);
   for (size_t n = 0; n < names.size(); ++n) {
     const testing::AssertionResult verdict =
         judges[n].verdict(execution, std::string(info(names[n]).text) + " " + activation);

@@ -46,6 +46,21 @@ TEST(Estimate, EveryHalf) {
     }
 }
 
+TEST(Estimate, RoundsAsTheReference) {
+  for (const rmsnorm_dtype_t dtype : kDtypes)
+    for (uint64_t i = 0; i < 200000; ++i) {
+      // Of every size, and near ties: a number of few bits and a little.
+      const uint64_t hash = mix(i, 5);
+      const int bits = static_cast<int>(hash % 14);
+      const double value =
+          std::ldexp((hash & 64 ? -1 : 1) *
+                             std::round(std::ldexp(static_cast<double>(hash >> 11), bits - 53)) +
+                         (static_cast<int>(i % 3) - 1) * 0x1p-30,
+                     static_cast<int>(hash >> 8 & 0x1ff) - 256);
+      ASSERT_EQ(round_to(value, dtype), rmsnorm::reference::round_to({value, 0}, dtype)) << value;
+    }
+}
+
 constexpr int64_t kWidths[] = {1, 2, 7, 33, 100, 1000, 20000};
 
 TEST(Estimate, Forward) {
@@ -144,7 +159,7 @@ TEST(Estimate, DistanceIsNeverLess) {
                          (1 + std::ldexp(static_cast<double>(hash % 7), -24));
       const Estimate estimate = {static_cast<long double>(exact.high) + exact.low,
                                  0x1p-60L * exact.high};
-      const Distance from = distance(got, estimate, dtype);
+      const Distance from = distance(got, estimate, format_of(dtype));
       if (std::isnan(from.far)) continue;
       ASSERT_GE(static_cast<double>(from.far / from.ulp),
                 rmsnorm::reference::error_in_ulps(got, exact, dtype) * (1 - 0x1p-50))
