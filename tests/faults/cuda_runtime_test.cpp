@@ -308,10 +308,10 @@ TEST_F(OnFake, AnyNumberOfRows) {
                                  (int64_t{1} << 31) + 7, int64_t{1} << 36})
         for (const int64_t groups : {1, 3, 70000})
           for (const int64_t cols : {1, 100, 128, 4096, 70000, 300000}) {
-            if (static_cast<double>(rows) * groups * cols > 0x1p52) continue;
+            if (static_cast<double>(rows) * groups * cols > 0x1p38) continue;  // more than memory
             Case c = full_case(direction, rows, cols, dtype);
             c.groups = groups;
-            ASSERT_EQ(call(context, params_of(c, uintptr_t{1} << 56)), RMSNORM_SUCCESS)
+            ASSERT_EQ(call(context, params_of(c, uintptr_t{1} << 44)), RMSNORM_SUCCESS)
                 << last_error() << "\n"
                 << c;
           }
