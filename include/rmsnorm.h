@@ -54,8 +54,8 @@ extern "C" {
 #define RMSNORM_VERSION_MAJOR 0
 #define RMSNORM_VERSION_MINOR 1
 #define RMSNORM_VERSION_PATCH 0
-/* The ABI that this header describes, the SOVERSION of the library. 0: not yet frozen. */
-#define RMSNORM_ABI_VERSION 0
+/* The ABI that this header describes, the SOVERSION of the library. */
+#define RMSNORM_ABI_VERSION 1
 
 /* The loaded library's version: major * 10000 + minor * 100 + patch. */
 RMSNORM_API int32_t rmsnorm_version(void);

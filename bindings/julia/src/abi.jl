@@ -6,7 +6,7 @@ using Libdl
 const VERSION_MAJOR = Int32(0)
 const VERSION_MINOR = Int32(1)
 const VERSION_PATCH = Int32(0)
-const ABI_VERSION = Int32(0)
+const ABI_VERSION = Int32(1)
 const KERNEL_NAME_SIZE = Int32(128)
 
 # 0: success. 1xxx: the caller's mistake. 2xxx: not supported, or not available here. 3xxx: out of

@@ -8,7 +8,7 @@ from typing import Any
 VERSION_MAJOR = 0
 VERSION_MINOR = 1
 VERSION_PATCH = 0
-ABI_VERSION = 0
+ABI_VERSION = 1
 KERNEL_NAME_SIZE = 128
 
 # 0: success. 1xxx: the caller's mistake. 2xxx: not supported, or not available here. 3xxx: out of
