@@ -267,11 +267,15 @@ class ForwardGlance {
       return judge->accepts(got_[col], y, product);
     }
     const Roundings roundings = llama_roundings(scaled, problem_.h_dtype, cuda_);
+    if (roundings.count == 0) return false;
+    Estimate nearest;
     for (int i = 0; i < roundings.count; ++i) {
-      const Estimate y = exact_.y(col, {roundings.values[i], 0}, &product);
-      if (judge->accepts(got_[col], y, product)) return true;
+      double its_product = 0;
+      const Estimate y = exact_.y(col, {roundings.values[i], 0}, &its_product);
+      if (i == 0 || std::fabs(got_[col] - y.value) < std::fabs(got_[col] - nearest.value))
+        nearest = y, product = its_product;
     }
-    return false;
+    return judge->accepts(got_[col], nearest, product);
   }
 
   const Case &case_;
