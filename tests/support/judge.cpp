@@ -300,35 +300,33 @@ testing::AssertionResult judge_forward(const Execution &execution) {
                                     {c, kResidualOut, {0, 0}},
                                     {c, kRstd, rstd_bound}};
 
-  const std::vector<Judge> judges =
-      over_rows(c, fresh,
-                [&, glance = ForwardGlance(execution, problem)](std::vector<Judge> *own,
-                                                                int64_t row,
-                                                                int64_t group) mutable {
-                  if (c.estimated && glance.is_clear(own, row, group)) return;
-                  const rmsnorm::reference::ForwardRow exact =
-                      rmsnorm::reference::forward_row(problem, row, group);
-                  if (c.has(kRstd))
-                    (*own)[kOfRstd].compare(execution.output(kRstd, row, group, 0), exact.rstd,
-                                            std::fabs(exact.rstd.high), row, group, 0);
-                  std::vector<Exact> choices;
-                  for (int64_t col = 0; col < c.cols; ++col) {
-                    const size_t i = static_cast<size_t>(col);
-                    if (c.has(kResidualOut))
-                      (*own)[kOfSum].expect_equal(execution.output(kResidualOut, row, group, col),
-                                                  exact.h[i], row, group, col);
-                    const double got = execution.output(kY, row, group, col);
-                    if (!llama) {
-                      (*own)[kOfY].compare(got, exact.y[i], exact.product[i], row, group, col);
-                      continue;
-                    }
-                    choices.clear();
-                    for (const double scaled :
-                         llama_roundings(exact.scaled[i], problem.h_dtype, cuda))
-                      choices.push_back(rmsnorm::reference::llama_y(problem, scaled, group, col));
-                    (*own)[kOfY].compare_any(got, choices, exact.product[i], row, group, col);
-                  }
-                });
+  const auto body = [&, glance = ForwardGlance(execution, problem)](std::vector<Judge> *own,
+                                                                    int64_t row,
+                                                                    int64_t group) mutable {
+    if (c.estimated && glance.is_clear(own, row, group)) return;
+    const rmsnorm::reference::ForwardRow exact =
+        rmsnorm::reference::forward_row(problem, row, group);
+    if (c.has(kRstd))
+      (*own)[kOfRstd].compare(execution.output(kRstd, row, group, 0), exact.rstd,
+                              std::fabs(exact.rstd.high), row, group, 0);
+    std::vector<Exact> choices;
+    for (int64_t col = 0; col < c.cols; ++col) {
+      const size_t i = static_cast<size_t>(col);
+      if (c.has(kResidualOut))
+        (*own)[kOfSum].expect_equal(execution.output(kResidualOut, row, group, col), exact.h[i],
+                                    row, group, col);
+      const double got = execution.output(kY, row, group, col);
+      if (!llama) {
+        (*own)[kOfY].compare(got, exact.y[i], exact.product[i], row, group, col);
+        continue;
+      }
+      choices.clear();
+      for (const double scaled : llama_roundings(exact.scaled[i], problem.h_dtype, cuda))
+        choices.push_back(rmsnorm::reference::llama_y(problem, scaled, group, col));
+      (*own)[kOfY].compare_any(got, choices, exact.product[i], row, group, col);
+    }
+  };
+  const std::vector<Judge> judges = over_rows(c, fresh, body);
 
   std::string result = "y";
   if (llama) result += " llama";
@@ -375,22 +373,20 @@ testing::AssertionResult judge_dx(const Execution &execution) {
   const double subnormal =
       cuda && c[kX].dtype != RMSNORM_DTYPE_F64 ? std::ldexp(1, -148) / kDxCuda : 0;
 
-  const std::vector<Judge> judges = over_rows(
-      c, fresh,
-      [&, estimate = BackwardEstimate(problem)](std::vector<Judge> *own, int64_t row,
-                                                int64_t group) mutable {
-        if (c.estimated && dx_is_clear(execution, names, subnormal, &estimate, own, row, group))
-          return;
-        const rmsnorm::reference::BackwardRow exact =
-            rmsnorm::reference::backward_row(problem, row, group);
-        for (size_t n = 0; n < names.size(); ++n)
-          for (int64_t col = 0; col < c.cols; ++col) {
-            const size_t i = static_cast<size_t>(col);
-            (*own)[n].compare(execution.output(names[n], row, group, col), exact.dx[i],
-                              exact.magnitude[i] + (subnormal > 0 ? subnormal * exact.gain : 0),
-                              row, group, col);
-          }
-      });
+  const auto body = [&, estimate = BackwardEstimate(problem)](std::vector<Judge> *own, int64_t row,
+                                                              int64_t group) mutable {
+    if (c.estimated && dx_is_clear(execution, names, subnormal, &estimate, own, row, group)) return;
+    const rmsnorm::reference::BackwardRow exact =
+        rmsnorm::reference::backward_row(problem, row, group);
+    for (size_t n = 0; n < names.size(); ++n)
+      for (int64_t col = 0; col < c.cols; ++col) {
+        const size_t i = static_cast<size_t>(col);
+        (*own)[n].compare(execution.output(names[n], row, group, col), exact.dx[i],
+                          exact.magnitude[i] + (subnormal > 0 ? subnormal * exact.gain : 0), row,
+                          group, col);
+      }
+  };
+  const std::vector<Judge> judges = over_rows(c, fresh, body);
   for (size_t n = 0; n < names.size(); ++n) {
     const testing::AssertionResult verdict = judges[n].verdict(execution, "dx");
     if (!verdict) return verdict;
@@ -431,11 +427,11 @@ rmsnorm::reference::WeightGradients sums_of(const rmsnorm::BackwardProblem &prob
 
 // Of one group or of all, from parts of the rows on the host's threads.
 SumEstimates estimated_sums(const rmsnorm::BackwardProblem &problem, int64_t group) {
-  constexpr int64_t kParts = 16;
-  std::vector<SumEstimates> parts(kParts, SumEstimates(problem, group, 0, 0));
-  on_host_threads(kParts, [&](int64_t index) {
-    parts[static_cast<size_t>(index)] = SumEstimates(problem, group, problem.rows * index / kParts,
-                                                     problem.rows * (index + 1) / kParts);
+  const int64_t count = std::clamp<int64_t>(problem.rows / 4, 1, 16);
+  std::vector<SumEstimates> parts(static_cast<size_t>(count), SumEstimates(problem, group, 0, 0));
+  on_host_threads(count, [&](int64_t index) {
+    parts[static_cast<size_t>(index)] = SumEstimates(problem, group, problem.rows * index / count,
+                                                     problem.rows * (index + 1) / count);
   });
   for (size_t i = 1; i < parts.size(); ++i) parts[0].add(parts[i]);
   return parts[0];
