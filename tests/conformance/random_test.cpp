@@ -1,5 +1,5 @@
 // Random calls until ten million elements of each dtype and operation have been compared
-// (RMSNORM_TEST_FULL: 10^9, half an hour on two cores for all): shapes, strides, alignments,
+// (RMSNORM_TEST_FULL: 10^9, about an hour on two cores for all): shapes, strides, alignments,
 // optional tensors, scalars and values. The largest errors are printed at the end.
 #include <gtest/gtest.h>
 
