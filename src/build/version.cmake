@@ -1,4 +1,5 @@
 # The header is the one place that states the version and the ABI: RMSNORM_VERSION, RMSNORM_ABI.
+set_property(DIRECTORY APPEND PROPERTY CMAKE_CONFIGURE_DEPENDS include/rmsnorm.h)
 file(STRINGS include/rmsnorm.h lines REGEX "^#define RMSNORM_[A-Z_]* [0-9]+$")
 foreach(line IN LISTS lines)
   string(REGEX MATCH "RMSNORM_([A-Z_]*) ([0-9]+)$" _ "${line}")

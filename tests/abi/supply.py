@@ -2,9 +2,10 @@
 variables, files, sockets; and of what its build takes from PyPI."""
 import pathlib
 import re
+import sys
 import tempfile
 
-from checks import ROOT, check, expect_none, find_tool, has_cuda, run
+from checks import ROOT, Skip, check, expect_none, find_tool, has_cuda, run
 from released import link_options, RELEASED
 
 # All that the library's own objects call of the C library.
@@ -58,6 +59,59 @@ def no_loose_installs():
                     r"--require-hashes|--no-deps|pip = \[|could not", line):
                 bad.append(f"{path.relative_to(ROOT)}:{number}: {line.strip()}")
     expect_none(bad, "installs without --require-hashes:")
+
+
+LOCKS = {str(path.parent.relative_to(ROOT)): path for folder in ("bindings", "examples", "tests")
+         for path in sorted((ROOT / folder).rglob("Cargo.lock"))}
+
+
+@check("supply: what crates.io gives is pinned with hashes")
+def crates_pinned():
+    bad = []
+    for path in LOCKS.values():
+        for package in path.read_text().split("[[package]]")[1:]:
+            fields = dict(re.findall(r'^(\w+) = "(.*)"$', package, flags=re.M))
+            if "source" in fields and not (
+                    fields["source"] == "registry+https://github.com/rust-lang/crates.io-index"
+                    and re.fullmatch(r"[0-9a-f]{64}", fields.get("checksum", ""))):
+                bad.append(f"{path.relative_to(ROOT)}: {fields['name']}")
+    expect_none(bad, "not of crates.io, or without a checksum:")
+    assert len(LOCKS) >= 4, "the check sees no Cargo.lock"
+    loose = [f"{path.relative_to(ROOT)}:{number}: {line.strip()}"
+             for path in (*ROOT.glob("*/run"), *ROOT.glob("*/*/run"))
+             for number, line in enumerate(path.read_text().splitlines(), 1)
+             if re.search(r'"cargo", .*"(build|run|test|check|clippy|doc)"|(^|\s)cargo build ',
+                          line) and "locked" not in line and "OUTSIDE" not in line]
+    expect_none(loose, "cargo without --locked:")
+
+
+@check("supply: the crates need no libclang to be built")
+def no_libclang():
+    """bindgen runs when the bindings are made, in a crate of its own."""
+    with_clang = [name for name, path in LOCKS.items()
+                  if re.search(r'^name = "(bindgen|clang-sys)"$', path.read_text(), flags=re.M)]
+    assert with_clang == ["bindings/rust/generate"], with_clang
+
+
+@check("supply: README lists each dependency with its licence")
+def listed():
+    table = (ROOT / "README.md").read_text().split("\n## Dependencies\n")[1].split("\n## ")[0]
+    rows = [line.lower() for line in table.splitlines() if line.startswith("|")]
+    names = re.findall(r"^([\w.-]+)==", (ROOT / "tests/python/requirements.in").read_text(),
+                       flags=re.M)
+    names += [path.stem for path in (ROOT / "src/build/pins").glob("*.txt")]
+    for path in LOCKS.values():
+        text = (path.parent / "Cargo.toml").read_text()
+        text += "".join(member.read_text() for member in path.parent.glob("rmsnorm*/Cargo.toml"))
+        for section in re.findall(r"^\[(?:workspace\.|build-|dev-)?dependencies\]\n(.*?)(?=^\[|\Z)",
+                                  text, flags=re.M | re.S):
+            names += re.findall(r"^([\w-]+)(?:\.workspace)? =", section, flags=re.M)
+    names = {name.lower() for name in names if not name.startswith("rmsnorm")}
+    assert {"numpy", "half", "cmake"} <= names, f"the check sees {names} alone"
+    expect_none(sorted(name for name in names if not any(
+        re.search(rf"(?<![\w-]){re.escape(name).replace('_', '[_-]')}(?![\w-])",
+                  row.replace("cuda toolkit", "cuda-toolkit")) for row in rows)),
+                "not in README.md's table of dependencies:")
 
 
 # ---- Per flavour ---------------------------------------------------------------------------------
@@ -134,8 +188,30 @@ char *secure_getenv(const char *name) { return getenv(name); }
     assert found == {"RMSNORM_CPU_ISA"}, found
 
 
+def another_runtime(flavour):
+    """A CUDA runtime of the process's own, of whatever version, is not what the library calls."""
+    if not has_cuda(flavour):
+        raise Skip("built without CUDA")
+    calls = sorted({name for path in (flavour / "CMakeFiles/rmsnorm_objects.dir/src").rglob("*.o")
+                    for name in re.findall(r" U ((?:__)?cuda[A-Z]\w*)$", run("nm", path),
+                                           flags=re.M)})
+    assert "cudaGetDeviceCount" in calls, "the check sees nothing"
+    wrong = "".join(["#include <stdlib.h>\n",
+                     *(f"void {name}(void) {{ abort(); }}\n" for name in calls)])
+    with tempfile.TemporaryDirectory() as folder:
+        library = pathlib.Path(folder) / "libcudart.so.13"
+        run("cc", "-shared", "-fPIC", "-fno-builtin", "-x", "c", "-", "-o", library, input=wrong)
+        code = ("import ctypes\n"
+                f"ctypes.CDLL({str(library)!r}, ctypes.RTLD_GLOBAL)\n"
+                f"library = ctypes.CDLL({str(flavour / 'librmsnorm.so')!r})\n"
+                "count = ctypes.c_int32(-1)\n"
+                "print(library.rmsnorm_device_count(2, ctypes.byref(count)), count.value >= 0)")
+        assert run(sys.executable, "-c", code, env={"LD_PRELOAD": str(library)}) == "0 True\n"
+
+
 CHECKS_OF_A_FLAVOUR = (
     ("calls what is on the list of the system's functions alone", imports),
     ("opens no file and no socket, starts no process", files_and_sockets),
     ("reads no environment variable but RMSNORM_CPU_ISA", environment),
+    ("calls its own CUDA runtime, whichever else is loaded", another_runtime),
 )

@@ -32,6 +32,8 @@ TEST_P(Strides, RowsWithGaps) {
   check_all(19, 64, 1000);
   check_all(3, 4096, 4099);
   check_all(3, 5125, 5128);
+  for (const int64_t cols : {8, 768, 769, 5120, 8192}) check_all(7, cols, 2 * cols);
+  check_all(83, 8, 16);
 }
 
 TEST_P(Strides, NegativeStrides) {

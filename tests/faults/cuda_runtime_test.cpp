@@ -34,16 +34,16 @@ rmsnorm_context_options_t options_of(int device, uint32_t flags) {
   return options;
 }
 
-// Params at addresses that nobody looks at.
-Params params_of(const Case &c) {
+// Params at addresses that nobody looks at, a tensor of `apart` bytes after another.
+Params params_of(const Case &c, uintptr_t apart = uintptr_t{1} << 32) {
   Params params(c.direction);
-  uintptr_t next = uintptr_t{1} << 40;
+  uintptr_t next = apart;
   for (int i = 0; i < kNameCount; ++i) {
     const Name name = static_cast<Name>(i);
     if (!takes(c.direction, name) || !c.has(name)) continue;
     params.tensor(name) = {reinterpret_cast<void *>(next), c.resolved_row_stride(name),
                            c.resolved_group_stride(name), c[name].dtype, 0};
-    next += uintptr_t{1} << 32;
+    next += apart;
   }
   params.edit_head([&](auto *head) {
     head->rows = c.rows, head->groups = c.groups, head->cols = c.cols;
@@ -56,11 +56,12 @@ Params params_of(const Case &c) {
   return params;
 }
 
-rmsnorm_status_t call(const rmsnorm_context_t *context, const Params &params) {
+rmsnorm_status_t call(const rmsnorm_context_t *context, const Params &params,
+                      void *stream = nullptr) {
   size_t size = 0;
   const rmsnorm_status_t status = query_size(context, params, &size);
-  void *const workspace = reinterpret_cast<void *>(uintptr_t{1} << 50);
-  return status == RMSNORM_SUCCESS ? run(context, params, workspace, size, nullptr) : status;
+  void *const workspace = reinterpret_cast<void *>(uintptr_t{1} << 61);
+  return status == RMSNORM_SUCCESS ? run(context, params, workspace, size, stream) : status;
 }
 
 // A program's life: its status is the first failure.
@@ -277,6 +278,45 @@ TEST_F(OnFake, EachCallIsOnItsDevice) {
   EXPECT_FALSE(runtime().made_for_nothing[0]) << "device 0 has a context that nobody asked for";
   runtime().stack.clear();
   expect_clean(cudaSuccess, {});
+}
+
+// All that a call launches goes into the stream that it was given, CUDA's own handles included.
+TEST_F(OnFake, EachCallIsInItsStream) {
+  const rmsnorm_context_options_t options = options_of(0, kAllFlags);
+  rmsnorm_context_t *context = nullptr;
+  ASSERT_EQ(rmsnorm_context_create(&options, &context), RMSNORM_SUCCESS) << last_error();
+  for (const uintptr_t handle : {0, 1, 2, 4096})
+    for (const Case &c : kernel_list()) {
+      void *const stream = reinterpret_cast<void *>(handle);
+      runtime().launches.clear();
+      ASSERT_EQ(call(context, params_of(c), stream), RMSNORM_SUCCESS) << last_error() << "\n" << c;
+      EXPECT_FALSE(runtime().launches.empty());
+      for (const Launch &launch : runtime().launches) EXPECT_EQ(launch.stream, stream) << c;
+    }
+  EXPECT_EQ(runtime().wrong, std::vector<std::string>());
+  rmsnorm_context_destroy(context);
+}
+
+// A grid has at most 65,535 blocks in y and z, and 2^31 - 1 in x: no number of rows is too many.
+TEST_F(OnFake, AnyNumberOfRows) {
+  const rmsnorm_context_options_t options = options_of(0, 0);
+  rmsnorm_context_t *context = nullptr;
+  ASSERT_EQ(rmsnorm_context_create(&options, &context), RMSNORM_SUCCESS) << last_error();
+  for (const rmsnorm_dtype_t dtype : kDtypes)
+    for (const Direction direction : kDirections)
+      for (const int64_t rows : {int64_t{65535}, int64_t{65536}, (int64_t{1} << 31) - 1,
+                                 (int64_t{1} << 31) + 7, int64_t{1} << 36})
+        for (const int64_t groups : {1, 3, 70000})
+          for (const int64_t cols : {1, 100, 128, 4096, 70000, 300000}) {
+            if (static_cast<double>(rows) * groups * cols > 0x1p38) continue;  // more than memory
+            Case c = full_case(direction, rows, cols, dtype);
+            c.groups = groups;
+            ASSERT_EQ(call(context, params_of(c, uintptr_t{1} << 44)), RMSNORM_SUCCESS)
+                << last_error() << "\n"
+                << c;
+          }
+  EXPECT_EQ(runtime().wrong, std::vector<std::string>());
+  rmsnorm_context_destroy(context);
 }
 
 TEST_F(OnFake, EveryKernelIsOnTheList) {

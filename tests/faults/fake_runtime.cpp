@@ -234,7 +234,9 @@ cudaError_t CUDARTAPI cudaLaunchKernelExC(const cudaLaunchConfig_t *config, cons
   };
   const uint64_t threads = uint64_t{config->blockDim.x} * config->blockDim.y * config->blockDim.z;
   expect(threads >= 1 && threads <= 1024, name + ": threads of a block");
-  expect(config->gridDim.x >= 1 && config->gridDim.x <= 0x7fffffff, name + ": blocks");
+  expect(config->gridDim.x >= 1 && config->gridDim.x <= 0x7fffffff && config->gridDim.y >= 1 &&
+             config->gridDim.y <= 65535 && config->gridDim.z >= 1 && config->gridDim.z <= 65535,
+         name + ": blocks");
   expect(config->gridDim.x % static_cast<unsigned>(launch.cluster) == 0,
          name + ": the clusters do not divide the grid");
   expect(static_cast<int>(config->dynamicSmemBytes) <=

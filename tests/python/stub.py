@@ -11,7 +11,9 @@ LAYOUT = json.loads((ROOT / "bindings/layout.json").read_text())
 
 
 def build(folder, bodies, without=()):
-    """A librmsnorm.so whose functions return 0, but for those whose bodies are given."""
+    """A librmsnorm.so of today's ABI whose other functions return 0, but for those whose bodies are
+    given."""
+    bodies = {"rmsnorm_abi_version": "return RMSNORM_ABI_VERSION;", **bodies}
     compiler = shutil.which("cc")
     if compiler is None:
         pytest.skip("there is no C compiler")

@@ -8,7 +8,7 @@ import pytest
 import stub
 
 import rmsnorm
-from rmsnorm import _library
+from rmsnorm import _abi, _library
 
 
 def doctor(*arguments, library=None):
@@ -22,9 +22,10 @@ def test_all_is_well():
     done = doctor()
     assert done.returncode == 0 and done.stderr == "", done
     lines = done.stdout.splitlines()
-    assert lines[0].startswith(f"rmsnorm {rmsnorm.__version__} for ABI 0, in ")
+    abi = _abi.ABI_VERSION
+    assert lines[0].startswith(f"rmsnorm {rmsnorm.__version__} for ABI {abi}, in ")
     assert f"  numpy: {np.__version__}" in lines
-    assert f"library {rmsnorm.__version__} with ABI 0: {_library.load().path}" in lines
+    assert f"library {rmsnorm.__version__} with ABI {abi}: {_library.load().path}" in lines
     assert f"  {_library.load().build_info}" in lines
     for device in rmsnorm.devices():
         (line,) = [line for line in lines if line.startswith(f"{device.type}:{device.ordinal} ")]

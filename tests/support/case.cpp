@@ -3,6 +3,8 @@
 #include <cmath>
 #include <cstddef>
 
+#include "reference/double_double.h"
+
 namespace rmsnorm_test {
 namespace {
 
@@ -66,7 +68,9 @@ double normal(uint64_t hash) {
   return (sum - 2.0) * 1.7320508075688772;  // sqrt(3)
 }
 
-double power_of_two(uint64_t hash) { return std::ldexp(1.0, static_cast<int>(hash % 17) - 8); }
+double power_of_two(uint64_t hash) {
+  return rmsnorm::reference::scale(1.0, static_cast<int>(hash % 17) - 8);
+}
 
 void put(Case *c, Name name, rmsnorm_dtype_t dtype) { (*c)[name].dtype = dtype; }
 

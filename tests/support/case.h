@@ -127,6 +127,7 @@ struct Case {
   uint32_t flags = 0;
   uint64_t seed = 1;
   int64_t sampled = 0;         // how many (row, group) are compared with the reference; 0: all
+  bool estimated = false;      // what an estimate finds clearly right, the reference need not see
   int64_t guard = 512;         // bytes of the band on either side of each tensor's memory
   Fence fence = Fence::kNone;  // in place of guard bands: memory begins or ends with the tensor
   Spec tensors[kNameCount];

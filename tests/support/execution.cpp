@@ -294,10 +294,10 @@ double Execution::input(Name name, int64_t row, int64_t group, int64_t col) cons
   return rmsnorm::reference::load(element(name, row, group, col, false), case_[name].dtype);
 }
 
-rmsnorm::View Execution::view(Name name) const {
+rmsnorm::View Execution::view(Name name, bool after) const {
   rmsnorm::View seen;
   if (!is_present(case_, name)) return seen;
-  seen.data = element(name, 0, 0, 0, false);
+  seen.data = element(name, 0, 0, 0, after);
   seen.row_stride = case_.rows_of(name) > 1 ? case_.resolved_row_stride(name) : 0;
   seen.group_stride = case_.groups_of(name) > 1 ? case_.resolved_group_stride(name) : 0;
   seen.dtype = case_[name].dtype;

@@ -49,6 +49,8 @@ class Execution {
   rmsnorm::BackwardProblem backward_problem() const;
   rmsnorm::GluForwardProblem glu_forward_problem() const;
   rmsnorm::GluBackwardProblem glu_backward_problem() const;
+  // A tensor before the call, or after it.
+  rmsnorm::View view(Name name, bool after) const;
 
   // The name that the library gives to the kernel, "" on failure.
   std::string kernel_name() const;
@@ -81,7 +83,7 @@ class Execution {
   void fill(Name name);
   void write_params();
   char *element(Name name, int64_t row, int64_t group, int64_t col, bool after) const;
-  rmsnorm::View view(Name name) const;
+  rmsnorm::View view(Name name) const { return view(name, false); }
   template <class Visit>
   void each_row(Name name, Visit visit) const;  // visit(row, group)
   testing::AssertionResult compare_memory(bool outputs_too) const;

@@ -8,6 +8,7 @@
 #include <thread>
 
 #include "errors.h"
+#include "estimate.h"
 #include "reference/glu.h"
 #include "reference/reference.h"
 
@@ -82,6 +83,30 @@ class Judge {
     compare(got, *nearest, magnitude, row, group, col);
   }
 
+  // By an estimate: whether `got` is within its bound whatever the exact result may be. Then it
+  // counts as compared, if settle() says so.
+  bool accepts(double got, const Estimate &exact, double magnitude) {
+    const Distance from = distance(got, exact, format_of(dtype_));
+    const double slack = bound_.factor == 0 ? 0 : bound_.factor * magnitude;
+    // The magnitude, too, is an estimate.
+    if (!(from.far <= bound_.ulps * from.ulp + slack * (1 - 0x1p-30))) return false;
+    ++unsettled_.compared;
+    // Divisions only where there is something to record.
+    if (from.near > unsettled_.ulps * from.ulp && slack < 0.001 * from.ulp)
+      unsettled_.ulps = static_cast<double>(from.near / from.ulp);
+    const double bound = bound_.ulps * from.ulp + slack;
+    if (from.near > unsettled_.share * bound)
+      unsettled_.share = static_cast<double>(from.near / bound);
+    const double beyond = static_cast<double>(from.near) - bound_.ulps * from.ulp;
+    if (beyond > unsettled_.factor * magnitude && std::isfinite(magnitude))
+      unsettled_.factor = beyond / magnitude;
+    return true;
+  }
+  void settle(bool kept) {
+    if (kept) worst_.merge(unsettled_);
+    unsettled_ = {};
+  }
+
   void merge(const Judge &other) {
     worst_.merge(other.worst_);
     failures_ += other.failures_;
@@ -112,10 +137,15 @@ class Judge {
   Name name_;
   rmsnorm_dtype_t dtype_;
   Bound bound_;
-  WorstError worst_;
+  WorstError worst_, unsettled_;
   int64_t failures_ = 0;
   std::string failure_;
 };
+
+// What of a rounding's bound exceeds half an ulp: a value so near a tie may go either way.
+double llama_tolerance(rmsnorm_dtype_t h_dtype, bool cuda) {
+  return !cuda ? 0.001 : is_half(h_dtype) ? 0.01 : 0.5;
+}
 
 // The values that LLAMA's rounding of `scaled` may give: the nearest, and where the exact value
 // lies at a tie as near as the bound of that rounding allows, its other neighbour.
@@ -129,11 +159,29 @@ std::vector<double> llama_roundings(const Exact &scaled, rmsnorm_dtype_t h_dtype
     return values;
   }
   const double offset = (scaled.high - nearest) + scaled.low;
-  const double tolerance = !cuda ? 0.001 : is_half(h_dtype) ? 0.01 : 0.5;
-  if (std::fabs(offset) / ulp >= 0.5 - tolerance && offset != 0)
+  if (std::fabs(offset) / ulp >= 0.5 - llama_tolerance(h_dtype, cuda) && offset != 0)
     values.push_back(
         rmsnorm::reference::round_to({nearest + std::copysign(ulp, offset), 0}, h_dtype));
   return values;
+}
+
+// Some of them, by an estimate: those that the exact value has for sure.
+struct Roundings {
+  double values[3];
+  int count;
+};
+Roundings llama_roundings(const Estimate &scaled, rmsnorm_dtype_t h_dtype, bool cuda) {
+  const double value = static_cast<double>(scaled.value);
+  const double nearest = round_to(value, h_dtype);
+  const double ulp = distance(0, scaled, format_of(h_dtype)).ulp;
+  if (!std::isfinite(nearest) || !(scaled.error < 0x1p-4L * ulp)) return {{}, 0};
+  // Wherever the exact value's nearest is, these are at most 2 ulp away.
+  if (h_dtype == RMSNORM_DTYPE_F64) return {{nearest, nearest - ulp, nearest + ulp}, 3};
+  const long double offset = scaled.value - nearest;
+  const long double least = std::fabs(offset) - scaled.error;
+  if (least < (0.5 - llama_tolerance(h_dtype, cuda)) * ulp) return {{nearest}, 1};
+  const double step = std::copysign(ulp, static_cast<double>(offset));
+  return {{nearest, round_to(nearest + step, h_dtype)}, 2};
 }
 
 // The (row, group) pairs to compare: all, or the first, the last and some between.
@@ -151,25 +199,92 @@ std::vector<int64_t> chosen_rows(const Case &c) {
   return chosen;
 }
 
-// Judges of the results of one row after another, merged over the host's threads.
-template <class Judges, class Body>
-Judges over_rows(const Case &c, const Judges &fresh, Body body) {
+bool settle(std::vector<Judge> *judges, bool kept) {
+  for (Judge &judge : *judges) judge.settle(kept);
+  return kept;
+}
+
+// Judges of the results of one row after another, merged over the host's threads, each of which has
+// a copy of body(judges, row, group).
+template <class Body>
+std::vector<Judge> over_rows(const Case &c, const std::vector<Judge> &fresh, const Body &body) {
   const std::vector<int64_t> rows = chosen_rows(c);
   const int64_t chunk = std::max<int64_t>(1, static_cast<int64_t>(rows.size()) / 256);
   const int64_t chunks = (static_cast<int64_t>(rows.size()) + chunk - 1) / chunk;
-  Judges all = fresh;
+  std::vector<Judge> all = fresh;
   std::mutex mutex;
   on_host_threads(chunks, [&](int64_t index) {
-    Judges own = fresh;
+    std::vector<Judge> own = fresh;
+    Body mine = body;
     const int64_t end = std::min<int64_t>((index + 1) * chunk, static_cast<int64_t>(rows.size()));
     for (int64_t i = index * chunk; i < end; ++i)
-      body(&own, rows[static_cast<size_t>(i)] / c.group_count(),
+      mine(&own, rows[static_cast<size_t>(i)] / c.group_count(),
            rows[static_cast<size_t>(i)] % c.group_count());
     const std::lock_guard<std::mutex> lock(mutex);
     for (size_t i = 0; i < all.size(); ++i) all[i].merge(own[i]);
   });
   return all;
 }
+
+enum { kOfY, kOfSum, kOfRstd };  // judges of forward
+
+// Whether estimates find each result of a forward row clearly right.
+class ForwardGlance {
+ public:
+  ForwardGlance(const Execution &execution, const rmsnorm::ForwardProblem &problem)
+      : case_(execution.tested()),
+        problem_(problem),
+        exact_(problem),
+        y_(execution.view(kY, true)),
+        sum_(execution.view(kResidualOut, true)),
+        rstd_(execution.view(kRstd, true)),
+        cuda_(execution.device().is_cuda()) {}
+
+  bool is_clear(std::vector<Judge> *judges, int64_t row, int64_t group) {
+    exact_.find(row, group);
+    load_row(y_, row, group, case_.cols, &got_);
+    bool clear = true;
+    if (rstd_.present()) {
+      const double got = rmsnorm::reference::load(rstd_.at(row, group), rstd_.dtype);
+      clear =
+          (*judges)[kOfRstd].accepts(got, exact_.rstd(), static_cast<double>(exact_.rstd().value));
+    }
+    if (sum_.present()) load_row(sum_, row, group, case_.cols, &got_sum_);
+    for (size_t i = 0; clear && i < got_.size(); ++i) {
+      clear = y_is_clear(&(*judges)[kOfY], i) &&
+              (!sum_.present() || (got_sum_[i] == exact_.h(i) &&
+                                   std::signbit(got_sum_[i]) == std::signbit(exact_.h(i))));
+    }
+    return settle(judges, clear);
+  }
+
+ private:
+  bool y_is_clear(Judge *judge, size_t col) const {
+    const Estimate scaled = exact_.scaled(col);
+    double product = 0;
+    if (!problem_.llama) {
+      const Estimate y = exact_.y(col, scaled, &product);
+      return judge->accepts(got_[col], y, product);
+    }
+    const Roundings roundings = llama_roundings(scaled, problem_.h_dtype, cuda_);
+    if (roundings.count == 0) return false;
+    Estimate nearest;
+    for (int i = 0; i < roundings.count; ++i) {
+      double its_product = 0;
+      const Estimate y = exact_.y(col, {roundings.values[i], 0}, &its_product);
+      if (i == 0 || std::fabs(got_[col] - y.value) < std::fabs(got_[col] - nearest.value))
+        nearest = y, product = its_product;
+    }
+    return judge->accepts(got_[col], nearest, product);
+  }
+
+  const Case &case_;
+  const rmsnorm::ForwardProblem &problem_;
+  ForwardEstimate exact_;
+  rmsnorm::View y_, sum_, rstd_;
+  bool cuda_;
+  std::vector<double> got_, got_sum_;
+};
 
 testing::AssertionResult judge_forward(const Execution &execution) {
   const Case &c = execution.tested();
@@ -181,35 +296,37 @@ testing::AssertionResult judge_forward(const Execution &execution) {
   Bound rstd_bound = {cuda ? 1.0 : c[kRstd].dtype == RMSNORM_DTYPE_F64 ? 2 : 0.501, 0};
   if (cuda && is_half(c[kX].dtype) && is_half(c[kY].dtype) && is_half(c.h_dtype()))
     rstd_bound = {0.5, std::ldexp(1, -20)};
-  enum { kOfY, kOfSum, kOfRstd };
   const std::vector<Judge> fresh = {{c, kY, y_bound},
                                     {c, kResidualOut, {0, 0}},
                                     {c, kRstd, rstd_bound}};
 
-  const std::vector<Judge> judges =
-      over_rows(c, fresh, [&](std::vector<Judge> *own, int64_t row, int64_t group) {
-        const rmsnorm::reference::ForwardRow exact =
-            rmsnorm::reference::forward_row(problem, row, group);
-        if (c.has(kRstd))
-          (*own)[kOfRstd].compare(execution.output(kRstd, row, group, 0), exact.rstd,
-                                  std::fabs(exact.rstd.high), row, group, 0);
-        std::vector<Exact> choices;
-        for (int64_t col = 0; col < c.cols; ++col) {
-          const size_t i = static_cast<size_t>(col);
-          if (c.has(kResidualOut))
-            (*own)[kOfSum].expect_equal(execution.output(kResidualOut, row, group, col), exact.h[i],
-                                        row, group, col);
-          const double got = execution.output(kY, row, group, col);
-          if (!llama) {
-            (*own)[kOfY].compare(got, exact.y[i], exact.product[i], row, group, col);
-            continue;
-          }
-          choices.clear();
-          for (const double scaled : llama_roundings(exact.scaled[i], problem.h_dtype, cuda))
-            choices.push_back(rmsnorm::reference::llama_y(problem, scaled, group, col));
-          (*own)[kOfY].compare_any(got, choices, exact.product[i], row, group, col);
-        }
-      });
+  const auto body = [&, glance = ForwardGlance(execution, problem)](std::vector<Judge> *own,
+                                                                    int64_t row,
+                                                                    int64_t group) mutable {
+    if (c.estimated && glance.is_clear(own, row, group)) return;
+    const rmsnorm::reference::ForwardRow exact =
+        rmsnorm::reference::forward_row(problem, row, group);
+    if (c.has(kRstd))
+      (*own)[kOfRstd].compare(execution.output(kRstd, row, group, 0), exact.rstd,
+                              std::fabs(exact.rstd.high), row, group, 0);
+    std::vector<Exact> choices;
+    for (int64_t col = 0; col < c.cols; ++col) {
+      const size_t i = static_cast<size_t>(col);
+      if (c.has(kResidualOut))
+        (*own)[kOfSum].expect_equal(execution.output(kResidualOut, row, group, col), exact.h[i],
+                                    row, group, col);
+      const double got = execution.output(kY, row, group, col);
+      if (!llama) {
+        (*own)[kOfY].compare(got, exact.y[i], exact.product[i], row, group, col);
+        continue;
+      }
+      choices.clear();
+      for (const double scaled : llama_roundings(exact.scaled[i], problem.h_dtype, cuda))
+        choices.push_back(rmsnorm::reference::llama_y(problem, scaled, group, col));
+      (*own)[kOfY].compare_any(got, choices, exact.product[i], row, group, col);
+    }
+  };
+  const std::vector<Judge> judges = over_rows(c, fresh, body);
 
   std::string result = "y";
   if (llama) result += " llama";
@@ -221,6 +338,24 @@ testing::AssertionResult judge_forward(const Execution &execution) {
     if (!verdict) return verdict;
   }
   return testing::AssertionSuccess();
+}
+
+// Whether estimates find each result of a backward row clearly right.
+bool dx_is_clear(const Execution &execution, const std::vector<Name> &names, double subnormal,
+                 BackwardEstimate *estimate, std::vector<Judge> *judges, int64_t row,
+                 int64_t group) {
+  estimate->find(row, group);
+  const double gain = subnormal > 0 ? subnormal * estimate->gain() : 0;
+  std::vector<double> got;
+  for (size_t n = 0; n < names.size(); ++n) {
+    load_row(execution.view(names[n], true), row, group, execution.tested().cols, &got);
+    for (size_t i = 0; i < got.size(); ++i) {
+      double magnitude = 0;
+      const Estimate dx = estimate->dx(i, &magnitude);
+      if (!(*judges)[n].accepts(got[i], dx, magnitude + gain)) return settle(judges, false);
+    }
+  }
+  return settle(judges, true);
 }
 
 testing::AssertionResult judge_dx(const Execution &execution) {
@@ -238,18 +373,20 @@ testing::AssertionResult judge_dx(const Execution &execution) {
   const double subnormal =
       cuda && c[kX].dtype != RMSNORM_DTYPE_F64 ? std::ldexp(1, -148) / kDxCuda : 0;
 
-  const std::vector<Judge> judges =
-      over_rows(c, fresh, [&](std::vector<Judge> *own, int64_t row, int64_t group) {
-        const rmsnorm::reference::BackwardRow exact =
-            rmsnorm::reference::backward_row(problem, row, group);
-        for (size_t n = 0; n < names.size(); ++n)
-          for (int64_t col = 0; col < c.cols; ++col) {
-            const size_t i = static_cast<size_t>(col);
-            (*own)[n].compare(execution.output(names[n], row, group, col), exact.dx[i],
-                              exact.magnitude[i] + (subnormal > 0 ? subnormal * exact.gain : 0),
-                              row, group, col);
-          }
-      });
+  const auto body = [&, estimate = BackwardEstimate(problem)](std::vector<Judge> *own, int64_t row,
+                                                              int64_t group) mutable {
+    if (c.estimated && dx_is_clear(execution, names, subnormal, &estimate, own, row, group)) return;
+    const rmsnorm::reference::BackwardRow exact =
+        rmsnorm::reference::backward_row(problem, row, group);
+    for (size_t n = 0; n < names.size(); ++n)
+      for (int64_t col = 0; col < c.cols; ++col) {
+        const size_t i = static_cast<size_t>(col);
+        (*own)[n].compare(execution.output(names[n], row, group, col), exact.dx[i],
+                          exact.magnitude[i] + (subnormal > 0 ? subnormal * exact.gain : 0), row,
+                          group, col);
+      }
+  };
+  const std::vector<Judge> judges = over_rows(c, fresh, body);
   for (size_t n = 0; n < names.size(); ++n) {
     const testing::AssertionResult verdict = judges[n].verdict(execution, "dx");
     if (!verdict) return verdict;
@@ -288,33 +425,78 @@ rmsnorm::reference::WeightGradients sums_of(const rmsnorm::BackwardProblem &prob
   return sum;
 }
 
+// Of one group or of all, from parts of the rows on the host's threads.
+SumEstimates estimated_sums(const rmsnorm::BackwardProblem &problem, int64_t group) {
+  const int64_t count = std::clamp<int64_t>(problem.rows / 4, 1, 16);
+  std::vector<SumEstimates> parts(static_cast<size_t>(count), SumEstimates(problem, group, 0, 0));
+  on_host_threads(count, [&](int64_t index) {
+    parts[static_cast<size_t>(index)] = SumEstimates(problem, group, problem.rows * index / count,
+                                                     problem.rows * (index + 1) / count);
+  });
+  for (size_t i = 1; i < parts.size(); ++i) parts[0].add(parts[i]);
+  return parts[0];
+}
+
+// Whether estimates find all of dweight and dbias clearly right. judges: those that are present.
+bool sums_are_clear(const Execution &execution, const rmsnorm::BackwardProblem &problem,
+                    int64_t groups, const std::vector<Name> &names, std::vector<Judge> *judges) {
+  const Case &c = execution.tested();
+  const bool accumulate = (c.flags & RMSNORM_FLAG_ACCUMULATE) != 0;
+  std::vector<double> got, old(static_cast<size_t>(c.cols));
+  for (int64_t group = 0; group < groups; ++group) {
+    const SumEstimates sums = estimated_sums(problem, group);
+    for (size_t n = 0; n < names.size(); ++n) {
+      load_row(execution.view(names[n], true), 0, group, c.cols, &got);
+      if (accumulate) load_row(execution.view(names[n], false), 0, group, c.cols, &old);
+      for (size_t i = 0; i < got.size(); ++i) {
+        double magnitude = 0;
+        Estimate sum =
+            names[n] == kDweight ? sums.dweight(i, &magnitude) : sums.dbias(i, &magnitude);
+        sum.value += old[i];
+        sum.error += std::fabs(sum.value) * 0x1p-63L;
+        if (!(*judges)[n].accepts(got[i], sum, magnitude)) return settle(judges, false);
+      }
+    }
+  }
+  return settle(judges, true);
+}
+
 testing::AssertionResult judge_sums(const Execution &execution) {
   const Case &c = execution.tested();
-  const bool cuda = execution.device().is_cuda();
   const bool accumulate = (c.flags & RMSNORM_FLAG_ACCUMULATE) != 0;
-  if (!c.has(kDweight) && !c.has(kDbias)) return testing::AssertionSuccess();
   const rmsnorm::BackwardProblem problem = execution.backward_problem();
   const int64_t groups = problem.per_group ? c.group_count() : 1;
-  std::vector<rmsnorm::reference::WeightGradients> exact(static_cast<size_t>(groups));
-  if (groups == 1) exact[0] = sums_of(problem, 0);
-  else
-    on_host_threads(groups, [&](int64_t group) {
-      exact[static_cast<size_t>(group)] = rmsnorm::reference::weight_gradients(problem, group);
-    });
+  std::vector<Name> names;
+  std::vector<Judge> judges;
   for (const Name name : {kDweight, kDbias}) {
     if (!c.has(name)) continue;
-    Judge judge(c, name, bound_of(cuda, c[name].dtype, kGradient, kSumCuda));
-    for (int64_t group = 0; group < groups; ++group)
-      for (int64_t col = 0; col < c.cols; ++col) {
-        const rmsnorm::reference::WeightGradients &sums = exact[static_cast<size_t>(group)];
-        const size_t i = static_cast<size_t>(col);
-        Exact sum = name == kDweight ? sums.dweight[i] : sums.dbias[i];
-        if (accumulate) sum = plus(sum, {execution.input(name, 0, group, col), 0});
-        judge.compare(execution.output(name, 0, group, col), sum,
-                      name == kDweight ? sums.dweight_magnitude[i] : sums.dbias_magnitude[i], 0,
-                      group, col);
-      }
-    const testing::AssertionResult verdict = judge.verdict(execution, info(name).text);
+    names.push_back(name);
+    judges.push_back(
+        {c, name, bound_of(execution.device().is_cuda(), c[name].dtype, kGradient, kSumCuda)});
+  }
+  if (names.empty()) return testing::AssertionSuccess();
+  if (!c.estimated || !sums_are_clear(execution, problem, groups, names, &judges)) {
+    std::vector<rmsnorm::reference::WeightGradients> exact(static_cast<size_t>(groups));
+    if (groups == 1) exact[0] = sums_of(problem, 0);
+    else
+      on_host_threads(groups, [&](int64_t group) {
+        exact[static_cast<size_t>(group)] = rmsnorm::reference::weight_gradients(problem, group);
+      });
+    for (size_t n = 0; n < names.size(); ++n)
+      for (int64_t group = 0; group < groups; ++group)
+        for (int64_t col = 0; col < c.cols; ++col) {
+          const rmsnorm::reference::WeightGradients &sums = exact[static_cast<size_t>(group)];
+          const size_t i = static_cast<size_t>(col);
+          const bool of_weight = names[n] == kDweight;
+          Exact sum = of_weight ? sums.dweight[i] : sums.dbias[i];
+          if (accumulate) sum = plus(sum, {execution.input(names[n], 0, group, col), 0});
+          judges[n].compare(execution.output(names[n], 0, group, col), sum,
+                            of_weight ? sums.dweight_magnitude[i] : sums.dbias_magnitude[i], 0,
+                            group, col);
+        }
+  }
+  for (size_t n = 0; n < names.size(); ++n) {
+    const testing::AssertionResult verdict = judges[n].verdict(execution, info(names[n]).text);
     if (!verdict) return verdict;
   }
   return testing::AssertionSuccess();
@@ -357,30 +539,47 @@ testing::AssertionResult judge_glu(const Execution &execution) {
     names.push_back(name);
     fresh.push_back({c, name, glu_bound_of(cuda, c, name)});
   }
-  const std::vector<Judge> judges =
-      over_rows(c, fresh, [&](std::vector<Judge> *own, int64_t row, int64_t group) {
-        over_cols(c, [&](int64_t col) {
-          const double gate = execution.input(kGate, row, group, col);
-          const double up = execution.input(kUp, row, group, col);
-          if (c.direction == Direction::kGluForward) {
-            if (inf_times_little(up, gate)) return;
-            (*own)[0].compare(execution.output(kY, row, group, col),
-                              rmsnorm::reference::glu_y(c.activation, gate, up), 0, row, group,
-                              col);
-            return;
-          }
-          const double dy = execution.input(kDy, row, group, col);
-          const rmsnorm::reference::GluGradients exact =
-              rmsnorm::reference::glu_gradients(c.activation, dy, gate, up);
-          for (size_t n = 0; n < names.size(); ++n) {
-            const bool is_dgate = names[n] == kDgate;
-            if (inf_times_little(dy, gate) || (is_dgate && inf_times_little(up, gate))) continue;
-            (*own)[n].compare(execution.output(names[n], row, group, col),
-                              is_dgate ? exact.dgate : exact.dup, is_dgate ? exact.magnitude : 0,
-                              row, group, col);
-          }
-        });
-      });
+  const bool forward = c.direction == Direction::kGluForward;
+  struct Rows {
+    std::vector<double> dy, gate, up, got[2];
+  };
+  const auto body = [&, rows = Rows()](std::vector<Judge> *own, int64_t row,
+                                       int64_t group) mutable {
+    load_row(execution.view(kGate, false), row, group, c.cols, &rows.gate);
+    load_row(execution.view(kUp, false), row, group, c.cols, &rows.up);
+    if (!forward) load_row(execution.view(kDy, false), row, group, c.cols, &rows.dy);
+    for (size_t n = 0; n < names.size(); ++n)
+      load_row(execution.view(names[n], true), row, group, c.cols, &rows.got[n]);
+    over_cols(c, [&](int64_t col) {
+      const size_t i = static_cast<size_t>(col);
+      const double gate = rows.gate[i], up = rows.up[i];
+      if (forward) {
+        const double got = rows.got[0][i];
+        if (inf_times_little(up, gate)) return;
+        if (!c.estimated || !(*own)[0].accepts(got, estimate_glu_y(c.activation, gate, up), 0))
+          (*own)[0].compare(got, rmsnorm::reference::glu_y(c.activation, gate, up), 0, row, group,
+                            col);
+        return;
+      }
+      const double dy = rows.dy[i];
+      GluEstimates about;
+      if (c.estimated) about = estimate_glu_gradients(c.activation, dy, gate, up);
+      for (size_t n = 0; n < names.size(); ++n) {
+        const bool is_dgate = names[n] == kDgate;
+        const double got = rows.got[n][i];
+        if (inf_times_little(dy, gate) || (is_dgate && inf_times_little(up, gate))) continue;
+        if (c.estimated && (*own)[n].accepts(got, is_dgate ? about.dgate : about.dup,
+                                             is_dgate ? about.magnitude : 0))
+          continue;
+        const rmsnorm::reference::GluGradients exact =
+            rmsnorm::reference::glu_gradients(c.activation, dy, gate, up);
+        (*own)[n].compare(got, is_dgate ? exact.dgate : exact.dup, is_dgate ? exact.magnitude : 0,
+                          row, group, col);
+      }
+    });
+    settle(own, true);
+  };
+  const std::vector<Judge> judges = over_rows(c, fresh, body);
   for (size_t n = 0; n < names.size(); ++n) {
     const testing::AssertionResult verdict =
         judges[n].verdict(execution, std::string(info(names[n]).text) + " " + activation);

@@ -127,8 +127,7 @@ TEST_P(Threads, ContextsComeAndGo) {
 
 INSTANTIATE_TEST_SUITE_P(All, Threads, testing::ValuesIn(kBackends), BackendName());
 
-// ---- The error text
-// ------------------------------------------------------------------------------
+// ---- The error text -----------------------------------------------------------------------------
 
 std::string text_about(int32_t ordinal) {
   return "ordinal = " + std::to_string(ordinal) + " is negative";

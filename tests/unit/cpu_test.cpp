@@ -56,6 +56,36 @@ TEST(Accuracy, ManyRows) {
   print_worst();
 }
 
+// dy is x, so that the exact gradient is 0, with terms up to 10^36 times the dtype's range: what
+// the bound allows may then round to Inf, and a number comes back where it does not reach so far.
+TEST(Accuracy, TermsBeyondTheRange) {
+  int infinite = 0, finite = 0;
+  for (const RowTable *table : tables_here())
+    for (const int64_t cols : {1, 2, 9, 70})
+      for (const float size : {1e19f, 1e22f, 1e25f, 1e28f, 1e36f}) {
+        Case c = backward_case(kF32, 2, cols);
+        c.eps = 0;
+        c.tensors.erase("rstd"), c.tensors.erase("dresidual_out");
+        Arrays arrays = make_arrays(c, {});
+        for (const char *name : {"x", "dy", "weight"})
+          arrays[name].each([&](char *at, int64_t col) {
+            const float value = static_cast<float>(col % 7 + 1);
+            const float element = name[0] == 'x' ? value : name[0] == 'd' ? size * value : size;
+            std::memcpy(at, &element, sizeof element);
+          });
+        const State state = {table, nullptr, nullptr};
+        ASSERT_NO_FATAL_FAILURE(check(c, state, arrays));
+        Arrays after = arrays;
+        run(c, state, &after);
+        bool any = false;
+        after["dx"].each([&](char *at, int64_t) { any |= std::isinf(reference::load(at, kF32)); });
+        ++(any ? infinite : finite);
+        EXPECT_FALSE(any && size < 1e25f) << "the bound does not reach beyond the range";
+      }
+  EXPECT_GT(finite, 0);
+  EXPECT_GT(infinite, 0) << "nothing here comes near it";
+}
+
 // ---- Halves in fp32 -----------------------------------------------------------------------------
 
 // Rows without a bias, around the limits of what half_rows.inl.h computes in fp32.

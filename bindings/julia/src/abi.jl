@@ -6,11 +6,13 @@ using Libdl
 const VERSION_MAJOR = Int32(0)
 const VERSION_MINOR = Int32(1)
 const VERSION_PATCH = Int32(0)
-const ABI_VERSION = Int32(0)
+const ABI_VERSION = Int32(1)
 const KERNEL_NAME_SIZE = Int32(128)
 
 # 0: success. 1xxx: the caller's mistake. 2xxx: not supported, or not available here. 3xxx: out of
-# memory. 4xxx: CUDA failed. 5xxx: a bug of this library. Codes are never renumbered.
+# memory. 4xxx: CUDA failed. 5xxx: a bug of this library. Codes are never renumbered. Beside what a
+# function's comment lists, whatever calls CUDA may return ARCHITECTURE, OUT_OF_MEMORY, CUDA and
+# CUDA_EARLIER, and all may return INTERNAL.
 const SUCCESS = Int32(0)
 const ERROR_NULL = Int32(1001)  # a required pointer is NULL, a required tensor absent
 const ERROR_VALUE = Int32(1002)  # a scalar is out of its range
@@ -233,12 +235,12 @@ ForwardParams() = ForwardParams(sizeof(ForwardParams), 0, 0, 0, 0, 0, 0, 0, Inpu
 # Memory: dx may be dy, x or dresidual_out (same data, strides and dtype); the rest as in forward.
 struct BackwardParams
     struct_size::Csize_t
-    rows::Int64
+    rows::Int64  # these, and their rules, as in forward
     groups::Int64  # 0 is read as 1
     cols::Int64
     eps::Cdouble  # used where rstd is computed
     weight_offset::Cdouble
-    rounding::Int32
+    rounding::Int32  # ignored, but one of the enum's
     flags::UInt32  # RMSNORM_FLAG_OVERLAP, RMSNORM_FLAG_ACCUMULATE
     dy::Input
     x::Input
@@ -270,7 +272,7 @@ GluForwardParams() = GluForwardParams(sizeof(GluForwardParams), 0, 0, 0, 0, 0, I
 # At least one output is present.
 struct GluBackwardParams
     struct_size::Csize_t
-    rows::Int64
+    rows::Int64  # as in forward
     groups::Int64  # 0 is read as 1
     cols::Int64
     activation::Int32

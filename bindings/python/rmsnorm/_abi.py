@@ -8,11 +8,13 @@ from typing import Any
 VERSION_MAJOR = 0
 VERSION_MINOR = 1
 VERSION_PATCH = 0
-ABI_VERSION = 0
+ABI_VERSION = 1
 KERNEL_NAME_SIZE = 128
 
 # 0: success. 1xxx: the caller's mistake. 2xxx: not supported, or not available here. 3xxx: out of
-# memory. 4xxx: CUDA failed. 5xxx: a bug of this library. Codes are never renumbered.
+# memory. 4xxx: CUDA failed. 5xxx: a bug of this library. Codes are never renumbered. Beside what a
+# function's comment lists, whatever calls CUDA may return ARCHITECTURE, OUT_OF_MEMORY, CUDA and
+# CUDA_EARLIER, and all may return INTERNAL.
 SUCCESS = 0
 ERROR_NULL = 1001  # a required pointer is NULL, a required tensor absent
 ERROR_VALUE = 1002  # a scalar is out of its range
@@ -256,12 +258,12 @@ class BackwardParams(_Sized):
     """
     _fields_ = [
         ("struct_size", ctypes.c_size_t),
-        ("rows", ctypes.c_int64),
+        ("rows", ctypes.c_int64),  # these, and their rules, as in forward
         ("groups", ctypes.c_int64),  # 0 is read as 1
         ("cols", ctypes.c_int64),
         ("eps", ctypes.c_double),  # used where rstd is computed
         ("weight_offset", ctypes.c_double),
-        ("rounding", ctypes.c_int32),
+        ("rounding", ctypes.c_int32),  # ignored, but one of the enum's
         ("flags", ctypes.c_uint32),  # RMSNORM_FLAG_OVERLAP, RMSNORM_FLAG_ACCUMULATE
         ("dy", Input),
         ("x", Input),
@@ -294,7 +296,7 @@ class GluBackwardParams(_Sized):
     """
     _fields_ = [
         ("struct_size", ctypes.c_size_t),
-        ("rows", ctypes.c_int64),
+        ("rows", ctypes.c_int64),  # as in forward
         ("groups", ctypes.c_int64),  # 0 is read as 1
         ("cols", ctypes.c_int64),
         ("activation", ctypes.c_int32),

@@ -54,8 +54,8 @@ extern "C" {
 #define RMSNORM_VERSION_MAJOR 0
 #define RMSNORM_VERSION_MINOR 1
 #define RMSNORM_VERSION_PATCH 0
-/* The ABI that this header describes, the SOVERSION of the library. 0: not yet frozen. */
-#define RMSNORM_ABI_VERSION 0
+/* The ABI that this header describes, the SOVERSION of the library. */
+#define RMSNORM_ABI_VERSION 1
 
 /* The loaded library's version: major * 10000 + minor * 100 + patch. */
 RMSNORM_API int32_t rmsnorm_version(void);
@@ -67,7 +67,9 @@ RMSNORM_API const char *rmsnorm_build_info(void);
 /* ---- Errors --------------------------------------------------------------------------------- */
 
 /* 0: success. 1xxx: the caller's mistake. 2xxx: not supported, or not available here. 3xxx: out of
- * memory. 4xxx: CUDA failed. 5xxx: a bug of this library. Codes are never renumbered. */
+ * memory. 4xxx: CUDA failed. 5xxx: a bug of this library. Codes are never renumbered. Beside what a
+ * function's comment lists, whatever calls CUDA may return ARCHITECTURE, OUT_OF_MEMORY, CUDA and
+ * CUDA_EARLIER, and all may return INTERNAL. */
 typedef int32_t rmsnorm_status_t;
 enum {
   RMSNORM_SUCCESS = 0,
@@ -256,8 +258,8 @@ RMSNORM_API void rmsnorm_context_destroy(rmsnorm_context_t *context);
 /*
  * ulp: the distance between the neighbours of the exact result in the output's dtype. "Exact" is
  * the formula in real arithmetic on the given elements, h after its rounding; with
- * RMSNORM_ROUNDING_LLAMA each of the two roundings keeps y's bound for its own argument. Every
- * bound is tested.
+ * RMSNORM_ROUNDING_LLAMA each of the two roundings keeps y's bound for its own argument. Where a
+ * bound reaches beyond the dtype's largest number, the result may be Inf. Every bound is tested.
  *
  * CPU. y: at most 0.501 ulp for fp32, fp16 and bf16, 2 ulp for fp64, for every finite h; with a
  *   bias, plus 2^-48 of |h * rstd * weight|, which only shows where the two cancel. rstd: 0.501 ulp
@@ -399,13 +401,13 @@ RMSNORM_API rmsnorm_status_t rmsnorm_forward_kernel_name(const rmsnorm_context_t
  */
 typedef struct rmsnorm_backward_params_t {
   size_t struct_size;
-  int64_t rows;
+  int64_t rows;   /* these, and their rules, as in forward */
   int64_t groups; /* 0 is read as 1 */
   int64_t cols;
   double eps; /* used where rstd is computed */
   double weight_offset;
-  rmsnorm_rounding_t rounding;
-  uint32_t flags; /* RMSNORM_FLAG_OVERLAP, RMSNORM_FLAG_ACCUMULATE */
+  rmsnorm_rounding_t rounding; /* ignored, but one of the enum's */
+  uint32_t flags;              /* RMSNORM_FLAG_OVERLAP, RMSNORM_FLAG_ACCUMULATE */
   rmsnorm_input_t dy;
   rmsnorm_input_t x;
   rmsnorm_input_t weight;        /* optional */
@@ -517,7 +519,7 @@ RMSNORM_API rmsnorm_status_t rmsnorm_glu_forward_kernel_name(
 /* At least one output is present. */
 typedef struct rmsnorm_glu_backward_params_t {
   size_t struct_size;
-  int64_t rows;
+  int64_t rows;   /* as in forward */
   int64_t groups; /* 0 is read as 1 */
   int64_t cols;
   rmsnorm_activation_t activation;

@@ -79,12 +79,55 @@ static int norm(const rmsnorm_context_t *context) {
   return 0;
 }
 
+/* One row of each activation, and its gradients. */
+static int gated(const rmsnorm_context_t *context) {
+  const float packed[2][4] = {{0, 1, 20, -20}, {3, 2, 0.5f, 1}}, dy[4] = {1, 1, 1, 1};
+  float y[4], dgate[4], dup[4];
+  char workspace[65536], name[RMSNORM_KERNEL_NAME_SIZE];
+  size_t size = 1;
+  rmsnorm_glu_forward_params_t f = RMSNORM_GLU_FORWARD_PARAMS_INIT;
+  rmsnorm_glu_backward_params_t b = RMSNORM_GLU_BACKWARD_PARAMS_INIT;
+
+  f.rows = 1, f.cols = 4, f.activation = RMSNORM_ACTIVATION_SILU;
+  f.gate.data = packed[0], f.gate.row_stride = 8, f.gate.dtype = RMSNORM_DTYPE_F32;
+  f.up.data = packed[1], f.up.row_stride = 8, f.up.dtype = RMSNORM_DTYPE_F32;
+  f.y.data = y, f.y.row_stride = 4, f.y.dtype = RMSNORM_DTYPE_F32;
+  CHECK(rmsnorm_glu_forward_workspace_size(context, &f, &size) == RMSNORM_SUCCESS);
+  CHECK(size <= sizeof workspace);
+  CHECK(rmsnorm_glu_forward_kernel_name(context, &f, name, sizeof name) == RMSNORM_SUCCESS);
+  CHECK(strlen(name) > 0);
+  CHECK(rmsnorm_glu_forward(context, &f, workspace, size, NULL) == RMSNORM_SUCCESS);
+  CHECK(near(y[0], 0) && near(y[1], 1.4621172) && near(y[2], 10) && near(y[3], 0));
+
+  b.rows = 1, b.cols = 4, b.activation = f.activation;
+  b.dy.data = dy, b.dy.row_stride = 4, b.dy.dtype = RMSNORM_DTYPE_F32;
+  b.gate = f.gate, b.up = f.up;
+  b.dgate.data = dgate, b.dgate.row_stride = 4, b.dgate.dtype = RMSNORM_DTYPE_F32;
+  b.dup.data = dup, b.dup.row_stride = 4, b.dup.dtype = RMSNORM_DTYPE_F32;
+  CHECK(rmsnorm_glu_backward_workspace_size(context, &b, &size) == RMSNORM_SUCCESS);
+  CHECK(size <= sizeof workspace);
+  CHECK(rmsnorm_glu_backward_kernel_name(context, &b, name, sizeof name) == RMSNORM_SUCCESS);
+  CHECK(rmsnorm_glu_backward(context, &b, workspace, size, NULL) == RMSNORM_SUCCESS);
+  CHECK(near(dgate[0], 1.5) && near(dgate[1], 1.8553413) && near(dgate[2], 0.5));
+  CHECK(near(dup[0], 0) && near(dup[1], 0.7310586) && near(dup[2], 20) && near(dup[3], 0));
+
+  f.activation = RMSNORM_ACTIVATION_GELU_ERF;
+  CHECK(rmsnorm_glu_forward(context, &f, workspace, size, NULL) == RMSNORM_SUCCESS);
+  CHECK(near(y[1], 1.6826895));
+  f.activation = RMSNORM_ACTIVATION_GELU_TANH;
+  CHECK(rmsnorm_glu_forward(context, &f, workspace, size, NULL) == RMSNORM_SUCCESS);
+  CHECK(near(y[1], 1.6823840));
+  return 0;
+}
+
 int main(void) {
   rmsnorm_context_t *context = NULL;
   rmsnorm_context_options_t options = RMSNORM_CONTEXT_OPTIONS_INIT;
   rmsnorm_device_info_t info = RMSNORM_DEVICE_INFO_INIT;
   rmsnorm_forward_params_t f;
   rmsnorm_backward_params_t b;
+  rmsnorm_glu_forward_params_t glu_f;
+  rmsnorm_glu_backward_params_t glu_b;
   int32_t count = 0, result = 0;
   char text[4];
 
@@ -104,9 +147,13 @@ int main(void) {
   CHECK(f.struct_size == sizeof f && f.rstd.dtype == RMSNORM_DTYPE_NONE);
   rmsnorm_backward_params_init(&b, sizeof b);
   CHECK(b.struct_size == sizeof b && b.dbias.data == NULL);
+  rmsnorm_glu_forward_params_init(&glu_f, sizeof glu_f);
+  CHECK(glu_f.struct_size == sizeof glu_f && glu_f.activation == RMSNORM_ACTIVATION_SILU);
+  rmsnorm_glu_backward_params_init(&glu_b, sizeof glu_b);
+  CHECK(glu_b.struct_size == sizeof glu_b && glu_b.dup.data == NULL);
 
   CHECK(rmsnorm_context_create(NULL, &context) == RMSNORM_SUCCESS);
-  if (norm(context) != 0) return 1;
+  if (norm(context) != 0 || gated(context) != 0) return 1;
   rmsnorm_context_destroy(context);
   rmsnorm_context_options_init(&options, sizeof options);
   options.log = log_line, options.log_user = &lines;
@@ -114,8 +161,8 @@ int main(void) {
   options.flags =
       RMSNORM_CONTEXT_PRELOAD | RMSNORM_CONTEXT_CHECK_POINTERS | RMSNORM_CONTEXT_KEEP_CACHED;
   CHECK(rmsnorm_context_create(&options, &context) == RMSNORM_SUCCESS);
-  if (norm(context) != 0) return 1;
-  CHECK(lines == 2);
+  if (norm(context) != 0 || gated(context) != 0) return 1;
+  CHECK(lines == 6);
   rmsnorm_context_destroy(context);
   puts("everything is as it was");
   return 0;

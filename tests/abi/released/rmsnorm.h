@@ -1,5 +1,6 @@
 /*
- * librmsnorm: RMSNorm forward and backward with fused residual add, on CPU and CUDA.
+ * librmsnorm: RMSNorm forward and backward with fused residual add, and gated activations (SwiGLU,
+ * GeGLU), on CPU and CUDA.
  * This header is the whole interface and its manual. C99; no CUDA header is needed.
  * SPDX-License-Identifier: Apache-2.0
  *
@@ -53,8 +54,8 @@ extern "C" {
 #define RMSNORM_VERSION_MAJOR 0
 #define RMSNORM_VERSION_MINOR 1
 #define RMSNORM_VERSION_PATCH 0
-/* The ABI that this header describes, the SOVERSION of the library. 0: not yet frozen. */
-#define RMSNORM_ABI_VERSION 0
+/* The ABI that this header describes, the SOVERSION of the library. */
+#define RMSNORM_ABI_VERSION 1
 
 /* The loaded library's version: major * 10000 + minor * 100 + patch. */
 RMSNORM_API int32_t rmsnorm_version(void);
@@ -66,7 +67,9 @@ RMSNORM_API const char *rmsnorm_build_info(void);
 /* ---- Errors --------------------------------------------------------------------------------- */
 
 /* 0: success. 1xxx: the caller's mistake. 2xxx: not supported, or not available here. 3xxx: out of
- * memory. 4xxx: CUDA failed. 5xxx: a bug of this library. Codes are never renumbered. */
+ * memory. 4xxx: CUDA failed. 5xxx: a bug of this library. Codes are never renumbered. Beside what a
+ * function's comment lists, whatever calls CUDA may return ARCHITECTURE, OUT_OF_MEMORY, CUDA and
+ * CUDA_EARLIER, and all may return INTERNAL. */
 typedef int32_t rmsnorm_status_t;
 enum {
   RMSNORM_SUCCESS = 0,
@@ -202,10 +205,10 @@ enum {
   RMSNORM_CONTEXT_PRELOAD = 1,
   /* CUDA: ask the driver about each pointer of each call, and refuse what the device cannot use. */
   RMSNORM_CONTEXT_CHECK_POINTERS = 2,
-  /* CPU: large outputs (y and residual_out, dx and dresidual) stay in the cache as far as they fit.
-   * Without it, those of 16 MiB or more (or the last-level cache's size, if that is less)
-   * are written past it, which is faster where input and output would not have stayed there anyway.
-   * The bits are the same. */
+  /* CPU: large outputs (y and residual_out, dx and dresidual, dgate and dup) stay in the cache as
+   * far as they fit. Without it, those of 16 MiB or more (or the last-level cache's size, if that
+   * is less) are written past it, which is faster where input and output would not have stayed
+   * there anyway. The bits are the same. */
   RMSNORM_CONTEXT_KEEP_CACHED = 4
 };
 
@@ -255,8 +258,8 @@ RMSNORM_API void rmsnorm_context_destroy(rmsnorm_context_t *context);
 /*
  * ulp: the distance between the neighbours of the exact result in the output's dtype. "Exact" is
  * the formula in real arithmetic on the given elements, h after its rounding; with
- * RMSNORM_ROUNDING_LLAMA each of the two roundings keeps y's bound for its own argument. Every
- * bound is tested.
+ * RMSNORM_ROUNDING_LLAMA each of the two roundings keeps y's bound for its own argument. Where a
+ * bound reaches beyond the dtype's largest number, the result may be Inf. Every bound is tested.
  *
  * CPU. y: at most 0.501 ulp for fp32, fp16 and bf16, 2 ulp for fp64, for every finite h; with a
  *   bias, plus 2^-48 of |h * rstd * weight|, which only shows where the two cancel. rstd: 0.501 ulp
@@ -398,13 +401,13 @@ RMSNORM_API rmsnorm_status_t rmsnorm_forward_kernel_name(const rmsnorm_context_t
  */
 typedef struct rmsnorm_backward_params_t {
   size_t struct_size;
-  int64_t rows;
+  int64_t rows;   /* these, and their rules, as in forward */
   int64_t groups; /* 0 is read as 1 */
   int64_t cols;
   double eps; /* used where rstd is computed */
   double weight_offset;
-  rmsnorm_rounding_t rounding;
-  uint32_t flags; /* RMSNORM_FLAG_OVERLAP, RMSNORM_FLAG_ACCUMULATE */
+  rmsnorm_rounding_t rounding; /* ignored, but one of the enum's */
+  uint32_t flags;              /* RMSNORM_FLAG_OVERLAP, RMSNORM_FLAG_ACCUMULATE */
   rmsnorm_input_t dy;
   rmsnorm_input_t x;
   rmsnorm_input_t weight;        /* optional */
@@ -440,6 +443,118 @@ RMSNORM_API rmsnorm_status_t rmsnorm_backward_workspace_size(
 RMSNORM_API rmsnorm_status_t rmsnorm_backward_kernel_name(const rmsnorm_context_t *context,
                                                           const rmsnorm_backward_params_t *params,
                                                           char *name, size_t capacity);
+
+/* ---- Gated activations ----------------------------------------------------------------------- */
+/*
+ *   y = act(gate) * up          act(g) = g * s(g)
+ *
+ *   SILU       s(g) = 1 / (1 + exp(-g))                      SwiGLU
+ *   GELU_TANH  s(g) = (1 + tanh(sqrt(2 / pi) * (g + 0.044715 g^3))) / 2      GeGLU, approximated
+ *   GELU_ERF   s(g) = (1 + erf(g / sqrt(2))) / 2             GeGLU
+ *
+ * Backward computes all from gate and up, so that forward has nothing to keep:
+ *
+ *   dgate = dy * up * act'(gate)     act'(g) = s(g) + g * s'(g)
+ *   dup   = dy * act(gate)
+ *
+ * Shazeer, "GLU Variants Improve Transformer", 2020; Hendrycks and Gimpel, "Gaussian Error Linear
+ * Units", 2016. All tensors have the shape rows x groups x cols. Packed rows [gate | up] are two
+ * views with the packed width as row_stride, up's data cols elements further. Dtypes: each tensor
+ * fp32, fp16 or bf16 on its own, or fp64 for all. No workspace is needed today; ask all the same.
+ *
+ * Bounds, in the tails too. y, dup, CPU: fp32, fp16 and bf16 0.501 ulp, fp64 2 ulp; CUDA: fp16 and
+ * bf16 0.51 ulp, fp32 2 ulp (SILU) and 4 ulp (GELU), fp64 8 ulp. dgate the same and, because its
+ * two terms may cancel, 2^-40 (CUDA: fp32 2^-20, fp16 and bf16 2^-17; fp64 2^-48) of |dy * up| *
+ * (s(g) + |g * s'(g)|). The CPU gives the same bits on every ISA, thread count, split, alignment
+ * and stride; on CUDA an element depends on its operands, the dtypes and the GPU's architecture
+ * alone. A NaN or -Inf gate gives NaN, and an Inf gate a NaN dgate; else an Inf spreads as it is,
+ * but where act(gate) or act'(gate) is next to nothing, Inf times it may be NaN.
+ *
+ * Memory: y may be gate or up; dgate may be gate or dy, dup may be up or dy (same data, strides and
+ * dtype); the rest as in rmsnorm_forward.
+ */
+typedef int32_t rmsnorm_activation_t;
+enum {
+  RMSNORM_ACTIVATION_SILU = 0,
+  RMSNORM_ACTIVATION_GELU_TANH = 1,
+  RMSNORM_ACTIVATION_GELU_ERF = 2
+};
+
+typedef struct rmsnorm_glu_forward_params_t {
+  size_t struct_size;
+  int64_t rows;   /* 0 or more; 0: nothing is done */
+  int64_t groups; /* 0 is read as 1 */
+  int64_t cols;   /* 1 or more */
+  rmsnorm_activation_t activation;
+  uint32_t flags; /* RMSNORM_FLAG_OVERLAP */
+  rmsnorm_input_t gate;
+  rmsnorm_input_t up;
+  rmsnorm_tensor_t y;
+} rmsnorm_glu_forward_params_t;
+
+#define RMSNORM_GLU_FORWARD_PARAMS_INIT                                                            \
+  {                                                                                                \
+    sizeof(rmsnorm_glu_forward_params_t), 0, 0, 0, RMSNORM_ACTIVATION_SILU, 0, RMSNORM_INPUT_INIT, \
+        RMSNORM_INPUT_INIT, RMSNORM_TENSOR_INIT                                                    \
+  }
+
+/* Zeroes struct_size bytes at params, then sets its struct_size. Never fails. */
+RMSNORM_API void rmsnorm_glu_forward_params_init(void *params, size_t struct_size);
+
+/* Arguments, workspace and errors as in rmsnorm_forward. */
+RMSNORM_API rmsnorm_status_t rmsnorm_glu_forward(const rmsnorm_context_t *context,
+                                                 const rmsnorm_glu_forward_params_t *params,
+                                                 void *workspace, size_t workspace_size,
+                                                 void *stream);
+
+/* As rmsnorm_forward_workspace_size. */
+RMSNORM_API rmsnorm_status_t rmsnorm_glu_forward_workspace_size(
+    const rmsnorm_context_t *context, const rmsnorm_glu_forward_params_t *params, size_t *size);
+
+/* As rmsnorm_forward_kernel_name. */
+RMSNORM_API rmsnorm_status_t rmsnorm_glu_forward_kernel_name(
+    const rmsnorm_context_t *context, const rmsnorm_glu_forward_params_t *params, char *name,
+    size_t capacity);
+
+/* At least one output is present. */
+typedef struct rmsnorm_glu_backward_params_t {
+  size_t struct_size;
+  int64_t rows;   /* as in forward */
+  int64_t groups; /* 0 is read as 1 */
+  int64_t cols;
+  rmsnorm_activation_t activation;
+  uint32_t flags; /* RMSNORM_FLAG_OVERLAP */
+  rmsnorm_input_t dy;
+  rmsnorm_input_t gate;
+  rmsnorm_input_t up;
+  rmsnorm_tensor_t dgate; /* optional */
+  rmsnorm_tensor_t dup;   /* optional */
+} rmsnorm_glu_backward_params_t;
+
+#define RMSNORM_GLU_BACKWARD_PARAMS_INIT                                                 \
+  {                                                                                      \
+    sizeof(rmsnorm_glu_backward_params_t), 0, 0, 0, RMSNORM_ACTIVATION_SILU, 0,          \
+        RMSNORM_INPUT_INIT, RMSNORM_INPUT_INIT, RMSNORM_INPUT_INIT, RMSNORM_TENSOR_INIT, \
+        RMSNORM_TENSOR_INIT                                                              \
+  }
+
+/* Zeroes struct_size bytes at params, then sets its struct_size. Never fails. */
+RMSNORM_API void rmsnorm_glu_backward_params_init(void *params, size_t struct_size);
+
+/* Arguments, workspace and errors as in rmsnorm_forward. */
+RMSNORM_API rmsnorm_status_t rmsnorm_glu_backward(const rmsnorm_context_t *context,
+                                                  const rmsnorm_glu_backward_params_t *params,
+                                                  void *workspace, size_t workspace_size,
+                                                  void *stream);
+
+/* As rmsnorm_forward_workspace_size. */
+RMSNORM_API rmsnorm_status_t rmsnorm_glu_backward_workspace_size(
+    const rmsnorm_context_t *context, const rmsnorm_glu_backward_params_t *params, size_t *size);
+
+/* As rmsnorm_forward_kernel_name. */
+RMSNORM_API rmsnorm_status_t rmsnorm_glu_backward_kernel_name(
+    const rmsnorm_context_t *context, const rmsnorm_glu_backward_params_t *params, char *name,
+    size_t capacity);
 
 #ifdef __cplusplus
 }

@@ -3,7 +3,7 @@
 pub const RMSNORM_VERSION_MAJOR: i32 = 0;
 pub const RMSNORM_VERSION_MINOR: i32 = 1;
 pub const RMSNORM_VERSION_PATCH: i32 = 0;
-pub const RMSNORM_ABI_VERSION: i32 = 0;
+pub const RMSNORM_ABI_VERSION: i32 = 1;
 pub const RMSNORM_KERNEL_NAME_SIZE: i32 = 128;
 pub type rmsnorm_status_t = i32;
 pub const RMSNORM_SUCCESS: rmsnorm_status_t = 0;
