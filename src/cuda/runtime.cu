@@ -98,6 +98,9 @@ rmsnorm_status_t cuda_failure(cudaError_t error, const char *what) {
 
 rmsnorm_status_t launch(const State &state, const void *kernel, const LaunchShape &shape,
                         const void *args) {
+  if (shape.blocks > kMostBlocks)
+    return fail(RMSNORM_ERROR_NOT_SUPPORTED, "rows, cols: %lld blocks are more than a launch takes",
+                (long long)shape.blocks);
   cudaLaunchConfig_t config = {};
   config.gridDim = dim3(unsigned(shape.blocks));
   config.blockDim = dim3(unsigned(shape.threads_x), unsigned(shape.threads_y));
