@@ -313,10 +313,10 @@ def peak_of(place, call):
     """The most bytes that a call has at once, above what was there."""
     if place.where == "cuda":
         torch.cuda.synchronize()
-        before = torch.cuda.memory_allocated()
+        before = torch.cuda.memory_stats()["requested_bytes.all.current"]
         torch.cuda.reset_peak_memory_stats()
         call()
-        return torch.cuda.max_memory_allocated() - before
+        return torch.cuda.memory_stats()["requested_bytes.all.peak"] - before
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU],
                                 profile_memory=True) as profile:
         call()
@@ -334,7 +334,9 @@ def test_swiglu_peak(place, random, share, bias):
     """What both gradients of the first matmul need: packed and its gradient, and w3's; or, of few
     rows, the gradients of all weights, and of packed. dx has its place in them. From as many rows
     as d_model that is no more than three matmuls need whose activation is saved."""
-    width, hidden, unit = (1024, 2752, 512) if place.where == "cuda" else (128, 344, 1)
+    if bias and place.where == "cuda":
+        pytest.skip("cuBLAS takes a workspace for a bias, which would count")
+    width, hidden = (1024, 2752) if place.where == "cuda" else (128, 344)
     rows = int(share * width)
     module = SwiGLU(width, hidden, bias, place.where)
     x, dy = values(place, random, rows, width, grad=True), values(place, random, rows, width)
@@ -346,7 +348,7 @@ def test_swiglu_peak(place, random, share, bias):
     weights, y = hidden * width, rows * width
     allowed = max(4 * rows * hidden + weights, 2 * rows * hidden + 3 * weights) + y
     biases = 2 * hidden + width if bias else 0
-    assert peak_of(place, both) <= 4 * (allowed + biases) + 8 * unit  # of allocation
+    assert peak_of(place, both) <= 4 * (allowed + biases) + 8
     if rows >= width:
         assert allowed <= 4 * rows * hidden + weights + y
 
