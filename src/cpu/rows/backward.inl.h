@@ -1,9 +1,9 @@
-// Backward for fp32, fp16 and bf16, in fp64 throughout: the largest number on the way is near
-// 2^900, and what is lost below 2^-1022 is far below the smallest result. Two passes over a
-// row, or over two at once, while they are in cache: sum w * dy * x (and x^2, if rstd has to be
-// computed); then write dx and add the row's terms to the gradient sums. Within a block everything
-// is read before dx is written: dx may be dy, x or dresidual_out. Included inside the isa file's
-// namespace.
+// Backward in fp64 for fp32, fp16 and bf16: the largest number on the way is near 2^900, and what
+// is lost below 2^-1022 is far below the smallest result; and for ordinary rows of fp64
+// (double_rows.inl.h), where nothing leaves fp64's range either. Two passes over a row, or over two
+// at once, while they are in cache: sum w * dy * x (and x^2, if rstd has to be computed); then
+// write dx and add the row's terms to the gradient sums. Within a block everything is read before
+// dx is written: dx may be dy, x or dresidual_out. Included inside the isa file's namespace.
 
 struct BackwardRow {
   Elements dy, x, weight, dresidual_out, dx, dresidual;
@@ -24,11 +24,13 @@ inline BackwardRow backward_elements(const BackwardProblem &problem, int64_t row
 // The rstd that was handed in, if it is one.
 inline bool given_rstd(const Elements &element, double *rstd) {
   if (!element.present()) return false;
-  float value;
-  __builtin_memcpy(&value, element.data, sizeof value);
-  *rstd = value;
+  const bool is_double = element.dtype == RMSNORM_DTYPE_F64;
+  float single = 0;
+  if (is_double) __builtin_memcpy(rstd, element.data, sizeof *rstd);
+  else __builtin_memcpy(&single, element.data, sizeof single), *rstd = single;
   const double magnitude = __builtin_fabs(*rstd);
-  return !(magnitude < 0x1p-126 || magnitude > 0x1.fffffep127);  // a NaN is taken as it is
+  const double least = is_double ? 0x1p-1022 : 0x1p-126;
+  return !(magnitude < least || magnitude > (is_double ? __DBL_MAX__ : __FLT_MAX__));  // NaN: as is
 }
 
 // What a row needs to be written, once its sums are known.
@@ -49,8 +51,11 @@ template <rmsnorm_dtype_t kDtype, bool kPair, bool kStreams>
 void backward_rows(const BackwardProblem &problem, const GradientSums &sums, int64_t group,
                    const BackwardRow first, const Elements first_rstd, const BackwardRow second,
                    const Elements second_rstd) {
-  double *const dweight = sums_of<double>(sums.dweight, problem, group);
-  double *const dbias = sums_of<double>(sums.dbias, problem, group);
+  char *const dweight = sums_of(sums.dweight, problem, group);
+  char *const dbias = sums_of(sums.dbias, problem, group);
+  const auto at = [](char *vector, int64_t col) __attribute__((always_inline)) {
+    return reinterpret_cast<double *>(vector + col * sum_bytes(kDtype));
+  };
   double rstd = 0, other_rstd = 0;
   const bool given = given_rstd(first_rstd, &rstd);
   const bool other_given = !kPair || given_rstd(second_rstd, &other_rstd);
@@ -98,8 +103,8 @@ void backward_rows(const BackwardProblem &problem, const GradientSums &sums, int
   each_block(
       0, problem.cols, [&](int64_t col, int64_t count) __attribute__((always_inline)) {
         Block dweight_sum, dbias_sum;
-        if (dweight != nullptr) dweight_sum = load_doubles(dweight + col);
-        if (dbias != nullptr) dbias_sum = load_doubles(dbias + col);
+        if (dweight != nullptr) dweight_sum = load_doubles(at(dweight, col));
+        if (dbias != nullptr) dbias_sum = load_doubles(at(dbias, col));
         const Block weight = load_weight(col, count);
         const auto write = [&](const BackwardRow &row, const BackwardScales &by)
             __attribute__((always_inline)) {
@@ -118,8 +123,8 @@ void backward_rows(const BackwardProblem &problem, const GradientSums &sums, int
         };
         write(first, scales);
         if constexpr (kPair) write(second, other_scales);
-        if (dweight != nullptr) store_doubles(dweight_sum, dweight + col);
-        if (dbias != nullptr) store_doubles(dbias_sum, dbias + col);
+        if (dweight != nullptr) store_doubles(dweight_sum, at(dweight, col));
+        if (dbias != nullptr) store_doubles(dbias_sum, at(dbias, col));
       });
 }
 
