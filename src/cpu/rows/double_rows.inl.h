@@ -177,7 +177,8 @@ void backward_rows_f64(const BackwardProblem &problem, const GradientSums &sums,
     if (may_be_ordinary && (!given_rstd(rstd, &value) || is_ordinary(value)) &&
         is_ordinary(row.weight, problem.cols) && is_ordinary(row.x, problem.cols) &&
         is_ordinary(row.dy, problem.cols))
-      backward_rows<RMSNORM_DTYPE_F64, false, false>(problem, sums, group, row, rstd, row, rstd);
+      backward_rows<RMSNORM_DTYPE_F64, false, false, false>(problem, sums, group, row, rstd, row,
+                                                            rstd);
     else backward_row_f64(problem, sums, index, group);
   });
 }

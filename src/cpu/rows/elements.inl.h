@@ -152,6 +152,12 @@ template <rmsnorm_dtype_t kDtype>
   return store_f16(block, buffer), load_f16(buffer);
 }
 
+// A truth that a generic lambda knows when it is compiled.
+template <bool kValue>
+struct Constant {
+  static constexpr bool value = kValue;
+};
+
 // body(col, count) for the blocks of columns [begin, end).
 template <int64_t kStep = kLanes, class Body>
 [[gnu::always_inline]] inline void each_block(int64_t begin, int64_t end, const Body &body) {
