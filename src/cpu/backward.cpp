@@ -62,10 +62,10 @@ Plan make_plan(const BackwardProblem &problem) {
   if (plan.blocks == 0) return plan;
   plan.two_levels = divide_up(plan.steps, plan.blocks) > kFoldRows;
   const int64_t cols = problem.cols > INT64_MAX - kLanes ? problem.cols : padded_cols(problem.cols);
-  const int64_t sum_bytes = problem.x.dtype == RMSNORM_DTYPE_F64 ? sizeof(Wide) : sizeof(double);
+  const int64_t bytes_a_sum = sum_bytes(problem.x.dtype);
   plan.sums = saturated_product(plan.vectors, cols);
-  plan.vector_bytes = saturated_product(cols, sum_bytes);
-  plan.output_bytes = saturated_product(plan.sums, sum_bytes);
+  plan.vector_bytes = saturated_product(cols, bytes_a_sum);
+  plan.output_bytes = saturated_product(plan.sums, bytes_a_sum);
   plan.block_bytes = saturated_product(plan.output_bytes, plan.outputs * (plan.two_levels ? 2 : 1));
   const int64_t bytes = saturated_product(plan.block_bytes, plan.blocks);
   plan.workspace = bytes == INT64_MAX ? SIZE_MAX : static_cast<size_t>(bytes + (kAlignment - 1));

@@ -10,15 +10,24 @@
 
 namespace rmsnorm::cpu {
 
+constexpr int64_t kLanes = 16;  // columns of a block: sums over columns have this many lanes
+constexpr int64_t kTileCols = 64;
+
 // Sums over rows on their way to dweight and dbias: for each group that has a vector of its own (or
-// once, where the groups share one), padded_cols(cols) sums. A sum is a double, or in fp64 problems
-// a Wide.
+// once, where the groups share one), padded_cols(cols) sums of sum_bytes(dtype). A sum is a double;
+// in fp64 problems 16 columns have WideSums, what rows of ordinary numbers and what others add.
 struct Wide {  // (high + low) * 2^exponent; see rows/wide.inl.h. All zero bytes are 0.
   double high, low;
   int64_t exponent;
 };
-constexpr int64_t kLanes = 16;  // columns of a block: sums over columns have this many lanes
-constexpr int64_t kTileCols = 64;
+struct WideSums {
+  double plain[kLanes];
+  Wide wide[kLanes];
+};
+
+static inline constexpr int64_t sum_bytes(rmsnorm_dtype_t dtype) {
+  return dtype == RMSNORM_DTYPE_F64 ? sizeof(WideSums) / kLanes : sizeof(double);
+}
 
 static inline int64_t padded_cols(int64_t cols) { return (cols + kLanes - 1) / kLanes * kLanes; }
 

@@ -24,8 +24,9 @@ LARGE = ["4096x4096", "4096x1024"]
 SMALL = ["1x4096", "4x4096", "16x4096", "64x4096", "256x4096", "1024x64"]
 
 
-def measure(bench: str, shapes: List[str], dtypes: str = "f32,f16,bf16", ops: str = "all",
-            threads: int = 1, sets: int = 0, isa: str = "") -> Dict[Key, dict]:
+def measure(bench: str, shapes: List[str], dtypes: str = "f32,f16,bf16",
+            ops: str = "forward,add,backward", threads: int = 1, sets: int = 0,
+            isa: str = "") -> Dict[Key, dict]:
     """One run of rmsnorm-bench: its JSON results by (op, dtype, shape)."""
     environment = dict(os.environ)
     if isa:

@@ -131,8 +131,9 @@ class Array {
   std::vector<char, LineAligned<char>> memory_;
 };
 
-// kMixed: normal ones with small ones among them; kFaint: these by 2^-50.
-enum class Values { kNormal, kAnyExponent, kTiny, kHuge, kZero, kSpecial, kMixed, kFaint };
+// kMixed: normal ones with small ones among them; kFaint: these by 2^-50; kEdge: to just beyond
+// what fp64 rows may hold to be ordinary (double_rows.inl.h).
+enum class Values { kNormal, kAnyExponent, kTiny, kHuge, kZero, kSpecial, kMixed, kFaint, kEdge };
 
 // A tensor of a case: absent if its dtype is NONE.
 struct Spec {
@@ -161,6 +162,7 @@ inline double draw(std::mt19937_64 *engine, const Spec &spec) {
     case Values::kFaint:
       return (*engine)() % 64 == 0 ? power(bottom, std::max(bottom, -50))
                                    : std::ldexp(normal, std::max(bottom, -50));
+    case Values::kEdge: return power(-201, 201);
     case Values::kSpecial:
       return (*engine)() % 40 == 0 ? (normal < 0.5 ? sign * kInf : std::nan("")) : normal;
   }

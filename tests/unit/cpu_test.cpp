@@ -139,6 +139,35 @@ TEST(Halves, WithinTheBoundWhereRoundingAddsUp) {
   print_worst();
 }
 
+// ---- fp64 ---------------------------------------------------------------------------------------
+
+// Rows around the limits of what double_rows.inl.h computes without exponents of their own.
+TEST(Doubles, WithinTheBoundAroundTheLimits) {
+  std::mt19937_64 engine(11);
+  const Values kinds[] = {Values::kNormal, Values::kEdge, Values::kZero};
+  for (const RowTable *table : tables_here())
+    for (const Values x : kinds)
+      for (const Values other : kinds)
+        for (const Values weight : kinds)
+          for (const int64_t cols : {1, 5, 33, 300})
+            for (Case c : {forward_case(kF64, 3, cols), backward_case(kF64, 3, cols)}) {
+              constexpr double kEps[] = {1e-6, 0, 0x1p201, 0x1p-500};
+              constexpr double kOffsets[] = {0, 1, -1, 0.1, 0x1p-201};
+              c.seed = engine(), c.eps = kEps[engine() % 4], c.offset = kOffsets[engine() % 5];
+              c.tensors.erase("bias");
+              c.tensors["x"].values = x;
+              c.tensors["weight"].values = weight;
+              for (const char *name : {"residual", "dy"})
+                if (c.dtype(name) != kNone) c.tensors[name].values = other;
+              if (engine() % 2 == 0) c.tensors.erase("rstd");
+              if (engine() % 2 == 0) c.tensors.erase("residual_out"), c.tensors.erase("residual");
+              if (engine() % 4 == 0) c.tensors.erase("weight");
+              check(c, {table, nullptr, nullptr});
+              if (HasFatalFailure()) return;
+            }
+  print_worst();
+}
+
 // ---- The interface ------------------------------------------------------------------------------
 
 TEST(Dispatch, CapsAndIgnoresUnknownNames) {

@@ -16,6 +16,15 @@ using Native = __m256d;
 
 #include "cpu/rows/block.inl.h"
 
+inline Vec add_product(const Vec &sum, const Vec &a, const Vec &b) {
+  return {_mm256_fmadd_pd(a.native, b.native, sum.native)};
+}
+
+// a * b - product, where that is the product rounded: exact.
+inline Vec product_error(const Vec &a, const Vec &b, const Vec &product) {
+  return {_mm256_fmsub_pd(a.native, b.native, product.native)};
+}
+
 using Half = Two<Vec>;
 using Block = Two<Half>;
 

@@ -18,6 +18,15 @@ using Native = __m512d;
 
 #include "cpu/rows/block.inl.h"
 
+inline Vec add_product(const Vec &sum, const Vec &a, const Vec &b) {
+  return {_mm512_fmadd_pd(a.native, b.native, sum.native)};
+}
+
+// a * b - product, where that is the product rounded: exact.
+inline Vec product_error(const Vec &a, const Vec &b, const Vec &product) {
+  return {_mm512_fmsub_pd(a.native, b.native, product.native)};
+}
+
 using Block = Two<Vec>;
 
 // With a mask of all lanes, which costs nothing: gcc warns about the insides of the ones without.
@@ -56,10 +65,13 @@ inline Block load_bf16(const char *data) {
   return {widen_bfloat(_mm_loadu_si128(from)), widen_bfloat(_mm_loadu_si128(from + 1))};
 }
 
+inline __m512 join(__m256 low, __m256 high) {
+  return _mm512_maskz_insertf32x8(0xffff, _mm512_castps256_ps512(low), high, 1);
+}
+
 // Nearest even by integer arithmetic.
 inline void store_bf16(const Block &block, char *data) {
-  const __m512 value = _mm512_maskz_insertf32x8(0xffff, _mm512_castps256_ps512(narrow(block.low)),
-                                                narrow(block.high), 1);
+  const __m512 value = join(narrow(block.low), narrow(block.high));
   const __m512i bits = _mm512_castps_si512(value);
   const __m512i high = _mm512_maskz_srli_epi32(0xffff, bits, 16);
   const __m512i odd = _mm512_and_si512(high, _mm512_set1_epi32(1));
@@ -102,9 +114,7 @@ inline void stream(NativeBits bits, char *data) {
 }
 
 inline void stream_f32(const Block &block, char *data) {
-  float *to = reinterpret_cast<float *>(data);
-  _mm256_stream_ps(to, narrow(block.low));
-  _mm256_stream_ps(to + 8, narrow(block.high));
+  stream(reinterpret_cast<NativeBits>(join(narrow(block.low), narrow(block.high))), data);
 }
 
 inline void stream_16_bytes(const char *from, char *to) {

@@ -17,6 +17,22 @@ typedef double Native __attribute__((vector_size(16)));
 
 #include "cpu/rows/block.inl.h"
 
+inline Vec add_product(const Vec &sum, const Vec &a, const Vec &b) {
+  return {sum.native + a.native * b.native};
+}
+
+// a * b - product, where that is the product rounded: exact.
+inline Vec product_error(const Vec &a, const Vec &b, const Vec &product) {
+  const auto upper = [](Native value) {  // its first 26 bits
+    const Native large = value * 0x1.0000002p27;
+    return large - (large - value);
+  };
+  const Native a_high = upper(a.native), a_low = a.native - a_high;
+  const Native b_high = upper(b.native), b_low = b.native - b_high;
+  const Native rest = (a_high * b_high - product.native) + a_high * b_low + a_low * b_high;
+  return {rest + a_low * b_low};
+}
+
 using Quarter = Two<Vec>;
 using Block = Two<Two<Quarter>>;
 using HalfBits = Two<Two<UVec>>;

@@ -16,6 +16,15 @@ using Native = float64x2_t;
 
 #include "cpu/rows/block.inl.h"
 
+inline Vec add_product(const Vec &sum, const Vec &a, const Vec &b) {
+  return {vfmaq_f64(sum.native, a.native, b.native)};
+}
+
+// a * b - product, where that is the product rounded: exact.
+inline Vec product_error(const Vec &a, const Vec &b, const Vec &product) {
+  return {vnegq_f64(vfmsq_f64(product.native, a.native, b.native))};
+}
+
 using Quarter = Two<Vec>;
 using Block = Two<Two<Quarter>>;
 

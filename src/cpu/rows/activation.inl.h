@@ -6,8 +6,6 @@
 //
 // T is a Vec or a Two<> of them. Comparisons with a NaN are false, and what is then chosen is NaN.
 
-typedef uint64_t NativeLongs __attribute__((vector_size(sizeof(Native))));
-
 [[gnu::always_inline]] inline Vec operator+(const Vec &a, double b) { return {a.native + b}; }
 [[gnu::always_inline]] inline Vec operator-(const Vec &a, double b) { return {a.native - b}; }
 [[gnu::always_inline]] inline Vec operator*(const Vec &a, double b) { return {a.native * b}; }

@@ -1,9 +1,9 @@
-// Backward for fp32, fp16 and bf16, in fp64 throughout: the largest number on the way is near
-// 2^900, and what is lost below 2^-1022 is far below the smallest result. Two passes over a
-// row, or over two at once, while they are in cache: sum w * dy * x (and x^2, if rstd has to be
-// computed); then write dx and add the row's terms to the gradient sums. Within a block everything
-// is read before dx is written: dx may be dy, x or dresidual_out. Included inside the isa file's
-// namespace.
+// Backward in fp64 for fp32, fp16 and bf16: the largest number on the way is near 2^900, and what
+// is lost below 2^-1022 is far below the smallest result; and for ordinary rows of fp64
+// (double_rows.inl.h), where nothing leaves fp64's range either. Two passes over a row, or over two
+// at once, while they are in cache: sum w * dy * x (and x^2, if rstd has to be computed); then
+// write dx and add the row's terms to the gradient sums. Within a block everything is read before
+// dx is written: dx may be dy, x or dresidual_out. Included inside the isa file's namespace.
 
 struct BackwardRow {
   Elements dy, x, weight, dresidual_out, dx, dresidual;
@@ -24,11 +24,13 @@ inline BackwardRow backward_elements(const BackwardProblem &problem, int64_t row
 // The rstd that was handed in, if it is one.
 inline bool given_rstd(const Elements &element, double *rstd) {
   if (!element.present()) return false;
-  float value;
-  __builtin_memcpy(&value, element.data, sizeof value);
-  *rstd = value;
+  const bool is_double = element.dtype == RMSNORM_DTYPE_F64;
+  float single = 0;
+  if (is_double) __builtin_memcpy(rstd, element.data, sizeof *rstd);
+  else __builtin_memcpy(&single, element.data, sizeof single), *rstd = single;
   const double magnitude = __builtin_fabs(*rstd);
-  return !(magnitude < 0x1p-126 || magnitude > 0x1.fffffep127);  // a NaN is taken as it is
+  const double least = is_double ? 0x1p-1022 : 0x1p-126;
+  return !(magnitude < least || magnitude > (is_double ? __DBL_MAX__ : __FLT_MAX__));  // NaN: as is
 }
 
 // What a row needs to be written, once its sums are known.
@@ -43,21 +45,39 @@ inline BackwardScales backward_scales(const BackwardProblem &problem, bool given
           broadcast(sum_lanes(products) * rstd / static_cast<double>(problem.cols))};
 }
 
+// What training asks for: dx and dweight, with a weight alone. Loops of its own, without a branch.
+inline bool is_plain(const BackwardProblem &problem) {
+  return problem.dx.present() && problem.dweight.present() && problem.weight.present() &&
+         problem.weight_offset == 0 && !problem.dbias.present() && !problem.dresidual.present();
+}
+
 // One row, or with kPair two that have their weight in common: then weight and gradient sums pass
 // through the registers once for both. The terms are added row by row either way.
-template <rmsnorm_dtype_t kDtype, bool kPair, bool kStreams>
+template <rmsnorm_dtype_t kDtype, bool kPair, bool kStreams, bool kPlain>
 void backward_rows(const BackwardProblem &problem, const GradientSums &sums, int64_t group,
                    const BackwardRow first, const Elements first_rstd, const BackwardRow second,
                    const Elements second_rstd) {
-  double *const dweight = sums_of<double>(sums.dweight, problem, group);
-  double *const dbias = sums_of<double>(sums.dbias, problem, group);
+  char *const dweight = sums_of(sums.dweight, problem, group);
+  char *const dbias = sums_of(sums.dbias, problem, group);
+  const auto at = [](char *vector, int64_t col) __attribute__((always_inline)) {
+    return reinterpret_cast<double *>(vector + col * sum_bytes(kDtype));
+  };
   double rstd = 0, other_rstd = 0;
   const bool given = given_rstd(first_rstd, &rstd);
   const bool other_given = !kPair || given_rstd(second_rstd, &other_rstd);
-  const bool adds_squares = !given || !other_given;
-  const bool writes_dx = first.dx.present() || first.dresidual.present();
+  const bool has_dx = kPlain || first.dx.present();
+  const bool has_dresidual = !kPlain && first.dresidual.present();
+  const bool has_dweight = kPlain || dweight != nullptr, has_dbias = !kPlain && dbias != nullptr;
+  const bool writes_dx = has_dx || has_dresidual;
+  // A product of three halves is exact, and one of two numbers that were fp32.
+  constexpr bool kExactTerms =
+      kPlain && (kDtype == RMSNORM_DTYPE_F16 || kDtype == RMSNORM_DTYPE_BF16);
+  const auto add_square = [](const Block &sum, const Block &x) __attribute__((always_inline)) {
+    return kDtype == RMSNORM_DTYPE_F64 ? sum + x * x : add_product(sum, x, x);
+  };
   const Block offset = broadcast(problem.weight_offset), no_weight = broadcast(1);
   const auto load_weight = [&](int64_t col, int64_t count) __attribute__((always_inline)) {
+    if constexpr (kPlain) return load<kDtype>(first.weight, col, count);
     return (first.weight.present() ? load<kDtype>(first.weight, col, count) : no_weight) + offset;
   };
 
@@ -65,7 +85,7 @@ void backward_rows(const BackwardProblem &problem, const GradientSums &sums, int
     Block squares = broadcast(0), products = broadcast(0);  // x^2 and w * dy * x
   };
   Sums total, other_total;
-  if (adds_squares || writes_dx) {
+  const auto add_up = [&](auto adds_squares) __attribute__((always_inline)) {
     each_run(
         problem.cols, [&](int64_t begin, int64_t end) __attribute__((always_inline)) {
           Sums run, other_run;
@@ -75,9 +95,11 @@ void backward_rows(const BackwardProblem &problem, const GradientSums &sums, int
                 const auto read = [&](const BackwardRow &row, Sums *to)
                     __attribute__((always_inline)) {
                   const Block x = load<kDtype>(row.x, col, count);
-                  if (adds_squares) to->squares = to->squares + x * x;
-                  if (writes_dx)
-                    to->products = to->products + weight * load<kDtype>(row.dy, col, count) * x;
+                  if constexpr (adds_squares.value) to->squares = add_square(to->squares, x);
+                  if (!writes_dx) return;
+                  const Block wdy = weight * load<kDtype>(row.dy, col, count);
+                  to->products =
+                      kExactTerms ? add_product(to->products, wdy, x) : to->products + wdy * x;
                 };
                 read(first, &run);
                 if constexpr (kPair) read(second, &other_run);
@@ -87,7 +109,9 @@ void backward_rows(const BackwardProblem &problem, const GradientSums &sums, int
           other_total.squares = other_total.squares + other_run.squares;
           other_total.products = other_total.products + other_run.products;
         });
-  }
+  };
+  if (!given || !other_given) add_up(Constant<true>());
+  else if (writes_dx) add_up(Constant<false>());
   const BackwardScales scales =
       backward_scales(problem, given, rstd, total.squares, total.products);
   BackwardScales other_scales = scales;
@@ -98,8 +122,8 @@ void backward_rows(const BackwardProblem &problem, const GradientSums &sums, int
   each_block(
       0, problem.cols, [&](int64_t col, int64_t count) __attribute__((always_inline)) {
         Block dweight_sum, dbias_sum;
-        if (dweight != nullptr) dweight_sum = load_doubles(dweight + col);
-        if (dbias != nullptr) dbias_sum = load_doubles(dbias + col);
+        if (has_dweight) dweight_sum = load_doubles(at(dweight, col));
+        if (has_dbias) dbias_sum = load_doubles(at(dbias, col));
         const Block weight = load_weight(col, count);
         const auto write = [&](const BackwardRow &row, const BackwardScales &by)
             __attribute__((always_inline)) {
@@ -108,23 +132,23 @@ void backward_rows(const BackwardProblem &problem, const GradientSums &sums, int
           if (row.dresidual_out.present()) prefetch_next<kDtype>(row.dresidual_out, col);
           const Block dy = load<kDtype>(row.dy, col, count);
           const Block xhat = load<kDtype>(row.x, col, count) * by.scale;
-          if (dweight != nullptr) dweight_sum = dweight_sum + dy * xhat;
-          if (dbias != nullptr) dbias_sum = dbias_sum + dy;
+          if (has_dweight) dweight_sum = dweight_sum + dy * xhat;
+          if (has_dbias) dbias_sum = dbias_sum + dy;
           if (!writes_dx) return;
           Block dx = by.scale * (weight * dy - xhat * by.mean);
           if (row.dresidual_out.present()) dx = dx + load<kDtype>(row.dresidual_out, col, count);
-          if (row.dx.present()) store<kDtype, kStreams>(dx, row.dx, col, count);
-          if (row.dresidual.present()) store<kDtype, kStreams>(dx, row.dresidual, col, count);
+          if (has_dx) store<kDtype, kStreams>(dx, row.dx, col, count);
+          if (has_dresidual) store<kDtype, kStreams>(dx, row.dresidual, col, count);
         };
         write(first, scales);
         if constexpr (kPair) write(second, other_scales);
-        if (dweight != nullptr) store_doubles(dweight_sum, dweight + col);
-        if (dbias != nullptr) store_doubles(dbias_sum, dbias + col);
+        if (has_dweight) store_doubles(dweight_sum, at(dweight, col));
+        if (has_dbias) store_doubles(dbias_sum, at(dbias, col));
       });
 }
 
 // Rows [begin, end), in pairs where no vector is per group.
-template <rmsnorm_dtype_t kDtype, bool kStreams>
+template <rmsnorm_dtype_t kDtype, bool kStreams, bool kPlain>
 void backward_rows(const BackwardProblem &problem, const GradientSums &sums, int64_t begin,
                    int64_t end) {
   const int64_t groups = problem.groups;
@@ -134,15 +158,24 @@ void backward_rows(const BackwardProblem &problem, const GradientSums &sums, int
     const BackwardRow first = backward_elements(problem, row, group, pairs);
     const Elements rstd = elements(problem.rstd, row, group);
     if (!pairs || index + 1 == end) {
-      backward_rows<kDtype, false, kStreams>(problem, sums, group, first, rstd, first, rstd);
+      backward_rows<kDtype, false, kStreams, false>(problem, sums, group, first, rstd, first, rstd);
       continue;
     }
     const int64_t next = ++index / groups, next_group = index % groups;
-    backward_rows<kDtype, true, kStreams>(problem, sums, group, first, rstd,
-                                          backward_elements(problem, next, next_group, pairs),
-                                          elements(problem.rstd, next, next_group));
+    backward_rows<kDtype, true, kStreams, kPlain>(problem, sums, group, first, rstd,
+                                                  backward_elements(problem, next, next_group,
+                                                                    pairs),
+                                                  elements(problem.rstd, next, next_group));
   }
   if (kStreams) stream_fence();
+}
+
+template <rmsnorm_dtype_t kDtype, bool kStreams>
+void backward_rows(const BackwardProblem &problem, const GradientSums &sums, int64_t begin,
+                   int64_t end) {
+  if constexpr (kDtype != kAny)
+    if (is_plain(problem)) return backward_rows<kDtype, kStreams, true>(problem, sums, begin, end);
+  backward_rows<kDtype, kStreams, false>(problem, sums, begin, end);
 }
 
 template <rmsnorm_dtype_t kDtype>

@@ -15,6 +15,7 @@ struct Vec {
 typedef float NativeFloat __attribute__((vector_size(sizeof(Native))));
 typedef uint32_t NativeBits __attribute__((vector_size(sizeof(Native))));
 typedef uint16_t NativeShorts __attribute__((vector_size(sizeof(Native))));
+typedef uint64_t NativeLongs __attribute__((vector_size(sizeof(Native))));
 
 // In memory, at any address. Not by memcpy: gcc makes that several narrower copies, by way of the
 // stack.
@@ -61,6 +62,14 @@ template <class Half>
 template <class Half>
 [[gnu::always_inline]] inline Two<Half> operator/(const Two<Half> &a, const Two<Half> &b) {
   return {a.low / b.low, a.high / b.high};
+}
+
+// sum + a * b where the product is exact, as of numbers that were fp32: in one operation, or in
+// two. The isa file defines it for Vec.
+template <class Half>
+[[gnu::always_inline]] inline Two<Half> add_product(const Two<Half> &sum, const Two<Half> &a,
+                                                    const Two<Half> &b) {
+  return {add_product(sum.low, a.low, b.low), add_product(sum.high, a.high, b.high)};
 }
 
 [[gnu::always_inline]] inline void broadcast(double value, Vec *to) {

@@ -48,16 +48,18 @@ constexpr rmsnorm_dtype_t kAny = RMSNORM_DTYPE_NONE;
 template <rmsnorm_dtype_t kDtype>
 [[gnu::always_inline]] inline Block load_block(const char *data, rmsnorm_dtype_t dtype) {
   const rmsnorm_dtype_t known = kDtype == kAny ? dtype : kDtype;
+  if (kDtype == RMSNORM_DTYPE_F64) return load_doubles(reinterpret_cast<const double *>(data));
   if (known == RMSNORM_DTYPE_F32) return load_f32(data);
   if (known == RMSNORM_DTYPE_BF16) return load_bf16(data);
   return load_f16(data);
 }
 
-// Rounds to fp32, then to fp16 or bf16.
+// Rounds to fp32 (but for fp64), then to fp16 or bf16.
 template <rmsnorm_dtype_t kDtype>
 [[gnu::always_inline]] inline void store_block(const Block &block, char *data,
                                                rmsnorm_dtype_t dtype) {
   const rmsnorm_dtype_t known = kDtype == kAny ? dtype : kDtype;
+  if (kDtype == RMSNORM_DTYPE_F64) return store_doubles(block, reinterpret_cast<double *>(data));
   if (known == RMSNORM_DTYPE_F32) return store_f32(block, data);
   if (known == RMSNORM_DTYPE_BF16) return store_bf16(block, data);
   return store_f16(block, data);
@@ -86,12 +88,14 @@ template <rmsnorm_dtype_t kDtype>
       reinterpret_cast<uintptr_t>(address<kDtype>(row, col)) + static_cast<uintptr_t>(row.next)));
 }
 
-// The same of what is read next, far enough ahead for the memory.
-constexpr int64_t kPrefetchBytes = 2048;
-template <rmsnorm_dtype_t kDtype>
+// The same of `count` columns that are read later in this row, far enough ahead for the memory.
+constexpr int64_t kPrefetchBytes = 4096;
+template <rmsnorm_dtype_t kDtype, int64_t kCount = kLanes>
 [[gnu::always_inline]] inline void prefetch_ahead(const Elements &row, int64_t col) {
-  __builtin_prefetch(reinterpret_cast<const char *>(
-      reinterpret_cast<uintptr_t>(address<kDtype>(row, col)) + kPrefetchBytes));
+  constexpr int64_t kCols = kDtype == RMSNORM_DTYPE_F32 ? 16 : 32;  // of a cache line, or fewer
+  for (int64_t i = 0; i < kCount; i += kCols)
+    __builtin_prefetch(reinterpret_cast<const char *>(
+        reinterpret_cast<uintptr_t>(address<kDtype>(row, col + i)) + kPrefetchBytes));
 }
 
 // Whether every row can be written by streaming stores.
@@ -103,24 +107,31 @@ inline bool streams_to(const View &view) {
   return places % 64 == 0;
 }
 
+template <rmsnorm_dtype_t kDtype>
 [[gnu::noinline]] inline Block load_end(Elements row, int64_t col, int64_t count) {
-  alignas(64) char buffer[kLanes * sizeof(float)] = {};
+  alignas(64) char buffer[kLanes * sizeof(double)] = {};
   __builtin_memcpy(buffer, address<kAny>(row, col), static_cast<size_t>(count << row.shift));
-  return load_block<kAny>(buffer, row.dtype);
+  return load_block<kDtype>(buffer, row.dtype);
 }
 
+template <rmsnorm_dtype_t kDtype>
 [[gnu::noinline]] inline void store_end(const Block &block, Elements row, int64_t col,
                                         int64_t count) {
-  alignas(64) char buffer[kLanes * sizeof(float)];
-  store_block<kAny>(block, buffer, row.dtype);
+  alignas(64) char buffer[kLanes * sizeof(double)];
+  store_block<kDtype>(block, buffer, row.dtype);
   __builtin_memcpy(address<kAny>(row, col), buffer, static_cast<size_t>(count << row.shift));
+}
+
+// Ends of rows are the same code for all dtypes but fp64.
+constexpr rmsnorm_dtype_t end_dtype(rmsnorm_dtype_t dtype) {
+  return dtype == RMSNORM_DTYPE_F64 ? dtype : kAny;
 }
 
 // `count` is 16, or less at the end of a row.
 template <rmsnorm_dtype_t kDtype>
 [[gnu::always_inline]] inline Block load(Elements row, int64_t col, int64_t count) {
   if (count == kLanes) return load_block<kDtype>(address<kDtype>(row, col), row.dtype);
-  return load_end(row, col, count);
+  return load_end<end_dtype(kDtype)>(row, col, count);
 }
 
 // kStreams: past the cache; the row begins at a multiple of 64.
@@ -129,7 +140,7 @@ template <rmsnorm_dtype_t kDtype, bool kStreams = false>
                                          int64_t count) {
   if (kStreams && count == kLanes) return stream_block<kDtype>(block, address<kDtype>(row, col));
   if (count == kLanes) return store_block<kDtype>(block, address<kDtype>(row, col), row.dtype);
-  store_end(block, row, col, count);
+  store_end<end_dtype(kDtype)>(block, row, col, count);
 }
 
 template <rmsnorm_dtype_t kDtype>
@@ -140,6 +151,12 @@ template <rmsnorm_dtype_t kDtype>
   if (known == RMSNORM_DTYPE_BF16) return store_bf16(block, buffer), load_bf16(buffer);
   return store_f16(block, buffer), load_f16(buffer);
 }
+
+// A truth that a generic lambda knows when it is compiled.
+template <bool kValue>
+struct Constant {
+  static constexpr bool value = kValue;
+};
 
 // body(col, count) for the blocks of columns [begin, end).
 template <int64_t kStep = kLanes, class Body>
@@ -175,9 +192,8 @@ inline double rstd_of(const Block &squares, int64_t cols, double eps) {
 }
 
 // The sums of one group in memory that holds those of all groups, or of one vector for all of them.
-template <class Sum>
-Sum *sums_of(char *sums, const BackwardProblem &problem, int64_t group) {
+inline char *sums_of(char *sums, const BackwardProblem &problem, int64_t group) {
   if (sums == nullptr) return nullptr;
-  return reinterpret_cast<Sum *>(sums) +
-         (problem.per_group ? group * padded_cols(problem.cols) : 0);
+  return sums +
+         (problem.per_group ? group * padded_cols(problem.cols) : 0) * sum_bytes(problem.x.dtype);
 }

@@ -52,10 +52,11 @@ template <rmsnorm_dtype_t kTheDtype, bool kAddsResidual, bool kStreamsOutput>
 struct ExactRows {
   static constexpr rmsnorm_dtype_t kDtype = kTheDtype;
   static constexpr bool kAdds = kAddsResidual, kStreams = kStreamsOutput, kExact = true;
-  static constexpr int64_t kStep = kLanes, kRun = kSumCols;
+  static constexpr int64_t kStep = 2 * kLanes, kRun = kSumCols;
 
+  // Two blocks at once: one sum would wait for itself.
   struct Run {
-    Block squares = broadcast(0);
+    Block squares = broadcast(0), more_squares = broadcast(0);
   };
   struct Sums {
     Block squares = broadcast(0);
@@ -92,12 +93,16 @@ struct ExactRows {
 
   [[gnu::always_inline]] static void read(const ForwardProblem &problem, const ForwardRow &row,
                                           int64_t col, int64_t count, Run *run) {
-    const Block h = make_h(problem, make_sum(problem, row, col, count));
-    run->squares = run->squares + h * h;
+    const auto add_squares = [&](int64_t at, int64_t n, Block * to) __attribute__((always_inline)) {
+      const Block h = make_h(problem, make_sum(problem, row, at, n));
+      *to = add_product(*to, h, h);
+    };
+    add_squares(col, count < kLanes ? count : kLanes, &run->squares);
+    if (count > kLanes) add_squares(col + kLanes, count - kLanes, &run->more_squares);
   }
 
   [[gnu::always_inline]] static void end_run(const Run &run, Sums *sums) {
-    sums->squares = sums->squares + run.squares;
+    sums->squares = sums->squares + (run.squares + run.more_squares);
   }
 
   static bool rstd(const ForwardProblem &problem, Sums *sums, double *rstd) {
@@ -105,16 +110,29 @@ struct ExactRows {
     return true;
   }
 
+  template <bool kPlain>
   [[gnu::always_inline]] static void write(const ForwardProblem &problem, const ForwardRow &row,
                                            const Constants &constants, int64_t col, int64_t count) {
+    write_block<kPlain>(problem, row, constants, col, count < kLanes ? count : kLanes);
+    if (count > kLanes) write_block<kPlain>(problem, row, constants, col + kLanes, count - kLanes);
+  }
+
+  template <bool kPlain>
+  [[gnu::always_inline]] static void write_block(const ForwardProblem &problem,
+                                                 const ForwardRow &row, const Constants &constants,
+                                                 int64_t col, int64_t count) {
     const Block sum = make_sum(problem, row, col, count);
     if (kAdds && row.residual_out.present())
       store<kDtype, kStreams>(sum, row.residual_out, col, count);
     Block y = make_h(problem, sum) * constants.scale;
-    if (problem.llama) y = round_to<kDtype>(y, problem.h_dtype);
-    if (row.weight.present()) y = y * (load<kDtype>(row.weight, col, count) + constants.offset);
-    else y = y * constants.no_weight;
-    if (row.bias.present()) y = y + load<kDtype>(row.bias, col, count);
+    if constexpr (kPlain) {
+      y = y * load<kDtype>(row.weight, col, count);
+    } else {
+      if (problem.llama) y = round_to<kDtype>(y, problem.h_dtype);
+      if (row.weight.present()) y = y * (load<kDtype>(row.weight, col, count) + constants.offset);
+      else y = y * constants.no_weight;
+      if (row.bias.present()) y = y + load<kDtype>(row.bias, col, count);
+    }
     store<kDtype, kStreams>(y, row.y, col, count);
   }
 };

@@ -4,8 +4,14 @@
 // Nothing is written before the row's sum is known, so a row that turns out to need another path
 // starts anew. Included inside the isa file's namespace.
 
+// h * rstd * weight and nothing else: loops of its own, without a branch.
+inline bool is_plain(const ForwardProblem &problem) {
+  return problem.weight.present() && problem.weight_offset == 0 && !problem.llama &&
+         !problem.bias.present();
+}
+
 // Writes the row `done` and reads `next`, either if asked to.
-template <class Path, bool kWrites, bool kReads>
+template <class Path, bool kWrites, bool kReads, bool kPlain>
 void pass(const ForwardProblem &problem, const ForwardRow &done, double rstd,
           const ForwardRow &next, typename Path::Sums *sums) {
   const typename Path::Constants constants(problem, rstd);
@@ -16,11 +22,12 @@ void pass(const ForwardProblem &problem, const ForwardRow &done, double rstd,
     each_block<Path::kStep>(
         begin, end, [&](int64_t col, int64_t count) __attribute__((always_inline)) {
           if constexpr (kReads) {
-            prefetch_ahead<Path::kDtype>(read.x, col);
-            if (Path::kAdds) prefetch_ahead<Path::kDtype>(read.residual, col);
+            prefetch_ahead<Path::kDtype, Path::kStep>(read.x, col);
+            if (Path::kAdds) prefetch_ahead<Path::kDtype, Path::kStep>(read.residual, col);
             Path::read(problem, read, col, count, &run);
           }
-          if constexpr (kWrites) Path::write(problem, written, constants, col, count);
+          if constexpr (kWrites)
+            Path::template write<kPlain>(problem, written, constants, col, count);
         });
     if constexpr (kReads) Path::end_run(run, sums);
   }
@@ -29,6 +36,15 @@ void pass(const ForwardProblem &problem, const ForwardRow &done, double rstd,
 inline void store_rstd(const ForwardProblem &problem, int64_t row, int64_t group, double rstd) {
   const float rounded = static_cast<float>(rstd);
   __builtin_memcpy(elements(problem.rstd, row, group).data, &rounded, sizeof rounded);
+}
+
+template <class Path, bool kWrites, bool kReads>
+void pass(const ForwardProblem &problem, const ForwardRow &done, double rstd,
+          const ForwardRow &next, typename Path::Sums *sums) {
+  if constexpr (kWrites && Path::kDtype != kAny)
+    if (is_plain(problem))
+      return pass<Path, kWrites, kReads, true>(problem, done, rstd, next, sums);
+  pass<Path, kWrites, kReads, false>(problem, done, rstd, next, sums);
 }
 
 // The row on its own.

@@ -98,6 +98,7 @@ struct HalfRows {
     return value;
   }
 
+  template <bool kPlain>
   [[gnu::always_inline]] static void write(const ForwardProblem &problem, const ForwardRow &row,
                                            const Constants &constants, int64_t col, int64_t count) {
     HalfBits bits;
@@ -105,10 +106,14 @@ struct HalfRows {
     if (kAdds && row.residual_out.present())
       store_bits<kStreams>(bits, row.residual_out, col, count);
     Floats y = h * constants.scale;
-    if (problem.llama) y = round_floats<kDtype>(y);
-    if (row.weight.present())
-      y = y * (load_floats<kDtype>(row.weight, col, count, &bits) + constants.offset);
-    else y = y * constants.no_weight;
+    if constexpr (kPlain) {
+      y = y * load_floats<kDtype>(row.weight, col, count, &bits);
+    } else {
+      if (problem.llama) y = round_floats<kDtype>(y);
+      if (row.weight.present())
+        y = y * (load_floats<kDtype>(row.weight, col, count, &bits) + constants.offset);
+      else y = y * constants.no_weight;
+    }
     store_bits<kStreams>(narrow_floats<kDtype>(y), row.y, col, count);
   }
 };

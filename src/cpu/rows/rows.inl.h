@@ -11,6 +11,7 @@
 #include "cpu/rows/half_rows.inl.h"
 #include "cpu/rows/forward.inl.h"
 #include "cpu/rows/wide_rows.inl.h"
+#include "cpu/rows/double_rows.inl.h"
 
 #include "cpu/rows/activation.inl.h"
 #include "cpu/rows/wide_activation.inl.h"
@@ -18,9 +19,7 @@
 
 void forward(const ForwardProblem &problem, bool streams, int64_t begin, int64_t end) {
   switch (common_dtype(problem)) {
-    case RMSNORM_DTYPE_F64:
-      return each_row(begin, end, problem.groups,
-                      [&](int64_t row, int64_t group) { forward_row_f64(problem, row, group); });
+    case RMSNORM_DTYPE_F64: return forward_rows_f64(problem, begin, end);
     case RMSNORM_DTYPE_F32: return forward_rows_of<RMSNORM_DTYPE_F32>(problem, streams, begin, end);
     case RMSNORM_DTYPE_F16: return forward_rows_of<RMSNORM_DTYPE_F16>(problem, streams, begin, end);
     case RMSNORM_DTYPE_BF16:
@@ -32,10 +31,7 @@ void forward(const ForwardProblem &problem, bool streams, int64_t begin, int64_t
 void backward(const BackwardProblem &problem, bool streams, int64_t begin, int64_t end,
               const GradientSums &sums) {
   switch (common_dtype(problem)) {
-    case RMSNORM_DTYPE_F64:
-      return each_row(begin, end, problem.groups, [&](int64_t row, int64_t group) {
-        backward_row_f64(problem, sums, row, group);
-      });
+    case RMSNORM_DTYPE_F64: return backward_rows_f64(problem, sums, begin, end);
     case RMSNORM_DTYPE_F32:
       return backward_rows_of<RMSNORM_DTYPE_F32>(problem, sums, streams, begin, end);
     case RMSNORM_DTYPE_F16:
@@ -47,34 +43,47 @@ void backward(const BackwardProblem &problem, bool streams, int64_t begin, int64
 }
 
 double add(double a, double b) { return a + b; }
+WideSums add(const WideSums &a, const WideSums &b) {
+  WideSums sum;
+  for (int64_t i = 0; i < kLanes; ++i) {
+    sum.plain[i] = a.plain[i] + b.plain[i];
+    sum.wide[i] = add(a.wide[i], b.wide[i]);
+  }
+  return sum;
+}
 
 template <class Sum>
-void fold_sums(int64_t count, Sum *sums, Sum *total) {
+void fold_sums(int64_t count, char *from, char *to) {
+  Sum *const sums = reinterpret_cast<Sum *>(from), *const total = reinterpret_cast<Sum *>(to);
   for (int64_t i = 0; i < count; ++i) total[i] = add(total[i], sums[i]);
   __builtin_memset(sums, 0, static_cast<size_t>(count) * sizeof(Sum));
 }
 
 void fold(rmsnorm_dtype_t dtype, int64_t count, char *sums, char *total) {
-  if (dtype == RMSNORM_DTYPE_F64)
-    fold_sums(count, reinterpret_cast<Wide *>(sums), reinterpret_cast<Wide *>(total));
-  else fold_sums(count, reinterpret_cast<double *>(sums), reinterpret_cast<double *>(total));
+  if (dtype == RMSNORM_DTYPE_F64) fold_sums<WideSums>(count / kLanes, sums, total);
+  else fold_sums<double>(count, sums, total);
+}
+
+// The 16 sums at `begin`, of all blocks: the plain ones first.
+void finish_f64(const char *sums, int64_t stride, int64_t blocks, bool accumulate,
+                const Elements &row, int64_t begin, int64_t count) {
+  WideSums total = {};
+  for (int64_t block = 0; block < blocks; ++block)
+    total = add(total, reinterpret_cast<const WideSums *>(sums + block * stride)[begin / kLanes]);
+  for (int64_t i = 0; i < count; ++i) {
+    Wide sum = add(to_wide(total.plain[i]), total.wide[i]);
+    if (accumulate) sum = add(sum, to_wide(load_f64(row, begin + i)));
+    store_f64(to_double(sum), row, begin + i);
+  }
 }
 
 void finish(const char *sums, int64_t stride, int64_t blocks, bool accumulate, char *out,
             rmsnorm_dtype_t dtype, int64_t begin, int64_t end) {
-  if (dtype == RMSNORM_DTYPE_F64) {
-    const Elements row = {out, dtype, 3, 0};
-    for (int64_t col = begin; col < end; ++col) {
-      Wide sum = {0, 0, 0};
-      for (int64_t block = 0; block < blocks; ++block)
-        sum = add(sum, reinterpret_cast<const Wide *>(sums + block * stride)[col]);
-      if (accumulate) sum = add(sum, to_wide(load_f64(row, col)));
-      store_f64(to_double(sum), row, col);
-    }
-    return;
-  }
-  const Elements row = {out, dtype, dtype == RMSNORM_DTYPE_F32 ? 2 : 1, 0};
+  const int shift = dtype == RMSNORM_DTYPE_F64 ? 3 : dtype == RMSNORM_DTYPE_F32 ? 2 : 1;
+  const Elements row = {out, dtype, shift, 0};
   each_block(begin, end, [&](int64_t col, int64_t count) {
+    if (dtype == RMSNORM_DTYPE_F64)
+      return finish_f64(sums, stride, blocks, accumulate, row, col, count);
     Block sum = broadcast(0);
     for (int64_t block = 0; block < blocks; ++block)
       sum = sum + load_doubles(reinterpret_cast<const double *>(sums + block * stride) + col);

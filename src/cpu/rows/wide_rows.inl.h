@@ -1,5 +1,6 @@
 // Forward and backward for fp64, one element at a time in Wide arithmetic: at most 2 ulp (in fact
-// 0.51, but for subnormal results) whatever the range of the elements. Included inside the isa
+// 0.51, but for subnormal results) whatever the range of the elements. For the rows that
+// double_rows.inl.h cannot take. Included inside the isa
 // file's namespace.
 
 inline double load_f64(const Elements &row, int64_t col) {
@@ -74,21 +75,17 @@ void forward_row_f64(const ForwardProblem &problem, int64_t index_row, int64_t g
   }
 }
 
-// The rstd that was handed in, if it is one.
-inline bool given_rstd_f64(const Elements &element, double *rstd) {
-  if (!element.present()) return false;
-  *rstd = load_f64(element, 0);
-  const double magnitude = __builtin_fabs(*rstd);
-  return !(magnitude < 0x1p-1022 || magnitude > 0x1.fffffffffffffp1023);
-}
-
 void backward_row_f64(const BackwardProblem &problem, const GradientSums &sums, int64_t index_row,
                       int64_t group) {
   const BackwardRow row = backward_elements(problem, index_row, group, false);
-  Wide *const dweight = sums_of<Wide>(sums.dweight, problem, group);
-  Wide *const dbias = sums_of<Wide>(sums.dbias, problem, group);
+  WideSums *const dweight = reinterpret_cast<WideSums *>(sums_of(sums.dweight, problem, group));
+  WideSums *const dbias = reinterpret_cast<WideSums *>(sums_of(sums.dbias, problem, group));
+  const auto add_term = [](WideSums *vector, int64_t col, const Wide &term) {
+    Wide *const sum = &vector[col / kLanes].wide[col % kLanes];
+    *sum = add(*sum, term);
+  };
   double given_value = 0;
-  const bool given = given_rstd_f64(elements(problem.rstd, index_row, group), &given_value);
+  const bool given = given_rstd(elements(problem.rstd, index_row, group), &given_value);
   const auto x = [&](int64_t col) __attribute__((always_inline)) { return load_f64(row.x, col); };
   const Wide rstd = given ? to_wide(given_value)
                           : wide_rstd(sum_of_squares(problem.cols, x), problem.cols, problem.eps);
@@ -106,8 +103,8 @@ void backward_row_f64(const BackwardProblem &problem, const GradientSums &sums, 
   for (int64_t col = 0; col < problem.cols; ++col) {
     const Wide dy = to_wide(load_f64(row.dy, col));
     const Wide xhat = multiply(to_wide(x(col)), rstd);
-    if (dweight != nullptr) dweight[col] = add(dweight[col], multiply(dy, xhat));
-    if (dbias != nullptr) dbias[col] = add(dbias[col], dy);
+    if (dweight != nullptr) add_term(dweight, col, multiply(dy, xhat));
+    if (dbias != nullptr) add_term(dbias, col, dy);
     if (!writes_dx) continue;
     const Wide wdy = multiply(wide_weight(row.weight, offset, col), dy);
     Wide dx = multiply(rstd, add(wdy, negate(multiply(xhat, mean))));
