@@ -30,8 +30,8 @@ void add_forward(rmsnorm_dtype_t dtype, bool whole, std::vector<Case> *list) {
   // Vectors of a row: a warp's share, two and three for each lane, rows of a block, rows in shared
   // memory, rows of clusters.
   for (const int64_t vectors : {5, 32, 64, 48, 97, 600, 1500, 2500, 20000})
-    // A few rows, and more than there are multiprocessors, in so far as rows are short.
-    for (const int64_t rows : {3, 300}) {
+    // A few rows, and more than a GPU has room for at once, in so far as rows are short.
+    for (const int64_t rows : {3, 600}) {
       if (rows > 3 && vectors > 1000) continue;
       const int64_t cols = cols_of(vectors, width_of(dtype), whole);
       Case plain = forward_case(rows, cols, first_of(dtype));
