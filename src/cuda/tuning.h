@@ -116,7 +116,7 @@ inline BackwardConfig choose_backward(int64_t row_vectors, int multiprocessors, 
       ++config.groups;
   config.paced = config.groups * own > 896;
   // Rows that do not fill the 32 KB want one more in flight: 5120 .84 (.82), 20480 .83 (.80)
-  if (config.groups == 1 && own <= 896) config.stages = 4;
+  if (config.groups == 1 && !config.paced) config.stages = 4;
   if (config.cluster == 2) config.blocks = multiprocessors / 2;
   if (config.cluster > 2) config.blocks = multiprocessors * 10 / 11 / config.cluster;
   if (config.blocks < 1) config.blocks = 1;

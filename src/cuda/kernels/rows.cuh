@@ -365,6 +365,7 @@ struct SumsInTurn {
 #else
     row_barrier<kPlaces>(team);
 #endif
+    // Not by add_in_pairs, whose registers backward_rows does not have: it would spill.
     const int lane = threadIdx.x % kWarps, warps = team.threads / 32;
     float value = lane < warps ? own[team.place * warps + lane] : 0;
 #pragma unroll
