@@ -8,11 +8,11 @@ import devices
 import numpy as np
 import pytest
 import reference
-from torch_places import DTYPES, PLACES, find_place, torch, values
+from torch_places import DTYPES, PATHS, PLACES, find_place, take_path, torch, values
 
 import rmsnorm
-from rmsnorm import ArgumentError
-from rmsnorm.torch import RMSNorm, _calls, add_rms_norm, add_rms_norm_, rms_norm
+from rmsnorm import ArgumentError, _context
+from rmsnorm.torch import RMSNorm, _calls, _host, _run, add_rms_norm, add_rms_norm_, rms_norm
 
 F32, BF16, F64 = torch.float32, torch.bfloat16, torch.float64
 
@@ -22,12 +22,9 @@ def place(request):
     return find_place(request.param)
 
 
-@pytest.fixture(params=["direct", "dispatcher"])
+@pytest.fixture(params=PATHS)
 def path(request, monkeypatch):
-    """Past the dispatcher, and through it."""
-    if request.param == "dispatcher":
-        from rmsnorm.torch import _watch
-        monkeypatch.setattr(_watch, "direct", lambda *tensors: False)
+    take_path(request.param, monkeypatch)
     return request.param
 
 
@@ -89,18 +86,19 @@ def test_add(place, path, random, dtype, residual_dtype):
 def test_some_gradients_alone(place, path, random, monkeypatch):
     """What needs no gradient is not computed."""
     asked = []
-    backward = _calls.backward
+    backward_outputs = _calls.backward_outputs
 
-    def spy(*args, **kwargs):
-        found = backward(*args, **kwargs)
+    def spy(*args):
+        found = backward_outputs(*args)
         asked.append([tensor is not None for tensor in found])
         return found
 
-    monkeypatch.setattr(_calls, "backward", spy)
+    monkeypatch.setattr(_calls, "backward_outputs", spy)  # called where a plan is made
+    _context._changed()
     for x_grad, weight_grad in ((True, False), (False, True), (True, True)):
         x = values(place, random, 4, 32, grad=x_grad)
         weight = values(place, random, 32, grad=weight_grad)
-        rms_norm(x, weight).sum().backward()
+        rms_norm(x, weight).backward(values(place, random, 4, 32))
         assert (x.grad is not None, weight.grad is not None) == (x_grad, weight_grad)
         assert asked.pop() == [x_grad, False, weight_grad] and not asked
     x, residual = (values(place, random, 4, 32, grad=True) for _ in range(2))
@@ -175,7 +173,7 @@ def test_layouts(place, path, random, name):
 
 def test_transposed_x_is_not_copied(place, random, monkeypatch):
     copies = []
-    monkeypatch.setattr(_calls._family, "contiguous",
+    monkeypatch.setattr(_run.family, "contiguous",
                         lambda array, axes: copies.append(array.shape) or array.contiguous())
     x = values(place, random, 2, 8, 4, 32).transpose(1, 2).requires_grad_()
     y = rms_norm(x)
@@ -332,11 +330,14 @@ def test_the_same_bits_whatever_was_before(place, random):
     assert torch.equal(rms_norm(x), first)
 
 
-def test_plans_do_not_pile_up(random):
+@pytest.mark.parametrize("path", PATHS[:2], indirect=True)
+def test_plans_do_not_pile_up(random, path):
+    forward = _calls.FORWARD
+    plans = forward.plans if path == "ctypes" or _host.module is None else forward.compiled_plans
     x = torch.from_numpy(random(2048, 4))
     for rows in range(1, 2048):
         rms_norm(x[:rows])
-    assert len(_calls._plans) <= _calls._MOST_PLANS
+    assert 0 < len(plans) <= 1024
 
 
 def test_contexts_that_changed(random):

@@ -1,6 +1,6 @@
 """rmsnorm.torch under autograd's rarer modes: gradcheck, create_graph, forward mode, torch.func."""
 import pytest
-from torch_places import PLACES, find_place, torch, values
+from torch_places import PATHS, PLACES, find_place, take_path, torch, values
 
 from rmsnorm import ArgumentError
 from rmsnorm.torch import RMSNorm, add_rms_norm, add_rms_norm_, rms_norm
@@ -14,11 +14,9 @@ def place(request):
     return find_place(request.param)
 
 
-@pytest.fixture(params=["direct", "dispatcher"], autouse=True)
+@pytest.fixture(params=PATHS, autouse=True)
 def path(request, monkeypatch):
-    if request.param == "dispatcher":
-        from rmsnorm.torch import _watch
-        monkeypatch.setattr(_watch, "direct", lambda *tensors: False)
+    take_path(request.param, monkeypatch)
     return request.param
 
 
@@ -45,6 +43,17 @@ def test_gradcheck(place, random):
         assert torch.autograd.gradgradcheck(function, inputs)
         assert torch.autograd.gradcheck(function, inputs, check_forward_ad=True,
                                         check_backward_ad=False)
+
+
+@pytest.mark.filterwarnings("ignore:There is a performance drop")
+def test_batches_of_gradients(place, random):
+    """is_grads_batched, as a vectorised Jacobian has it."""
+    x, other = (values(place, random, 2, 4, dtype=F64) for _ in range(2))
+    weight = values(place, random, 4, dtype=F64)
+    for function in (lambda x: norm(x, weight), lambda x: torch.cat(add(x, other, weight))):
+        wanted, found = (torch.autograd.functional.jacobian(function, x, vectorize=vectorize)
+                         for vectorize in (False, True))
+        torch.testing.assert_close(found, wanted)
 
 
 def test_several_dimensions_and_expanded_weight(place, random):

@@ -12,6 +12,7 @@ _ROUNDINGS = _norm.ROUNDINGS
 _grad_enabled = torch.is_grad_enabled
 any_autocast = torch._C._is_any_autocast_enabled
 _operators = _ops.operators
+_FORWARD = _calls.FORWARD
 
 
 def rms_norm(x: Tensor, weight: Optional[Tensor] = None, eps: Optional[float] = None, *,
@@ -42,17 +43,23 @@ def rms_norm(x: Tensor, weight: Optional[Tensor] = None, eps: Optional[float] = 
     if type(weight_offset) is not float:
         weight_offset = _operation.number("weight_offset", weight_offset)
     if (not _watch.direct(x, weight, out) or normalized_shape is not None
-            or (weight is not None and weight.dim() != 1) or rounding not in _ROUNDINGS
-            or not (x.is_cuda or x.is_cpu)):
+            or (weight is not None and weight.dim() != 1) or rounding not in _ROUNDINGS):
         return _rms_norm(x, weight, eps, weight_offset, rounding, normalized_shape, out, out_dtype)
     dtype = out_dtype or (_result_dtype(x) if any_autocast() else x.dtype)
     if records(x, weight):
         if out is not None:
             raise _no_gradient("out")
         return _autograd.norm(x, weight, eps, weight_offset, rounding, dtype)
-    if out is not None:
+    if out is not None and (out_dtype is not None or out.requires_grad):
         _check_out(out, out_dtype)
-    return _calls.forward(x, weight, eps, weight_offset, _ROUNDINGS[rounding], dtype, out)[0]
+    code = _ROUNDINGS[rounding]
+    made = _FORWARD.run((eps, weight_offset, code, dtype, False), x, None, weight, None, out)
+    if made is None:
+        return _calls.forward(x, weight, eps, weight_offset, code, dtype, out)[0]
+    if out is None:
+        return made[0]
+    _calls.written(out)
+    return out
 
 
 def add_rms_norm(x: Tensor, residual: Tensor, weight: Optional[Tensor] = None,
@@ -69,7 +76,7 @@ def add_rms_norm(x: Tensor, residual: Tensor, weight: Optional[Tensor] = None,
     if type(weight_offset) is not float:
         weight_offset = _operation.number("weight_offset", weight_offset)
     if (residual is None or not _watch.direct(x, residual, weight) or rounding not in _ROUNDINGS
-            or not (x.is_cuda or x.is_cpu) or (weight is not None and weight.dim() != 1)):
+            or (weight is not None and weight.dim() != 1)):
         return _add_rms_norm(x, residual, weight, eps, weight_offset, rounding, out_dtype)
     dtype = out_dtype or (_result_dtype(x) if any_autocast() else x.dtype)
     if records(x, weight, residual):
@@ -91,12 +98,11 @@ def add_rms_norm_(x: Tensor, residual: Tensor, weight: Optional[Tensor] = None,
     if type(weight_offset) is not float:
         weight_offset = _operation.number("weight_offset", weight_offset)
     if (residual is None or not _watch.direct(x, residual, weight) or rounding not in _ROUNDINGS
-            or not (x.is_cuda or x.is_cpu) or (weight is not None and weight.dim() != 1)
+            or (weight is not None and weight.dim() != 1)
             or records(x, weight, residual)):
         _add_rms_norm_in_place(x, residual, weight, eps, weight_offset, rounding)
     else:
-        _calls.add_forward(x, residual, weight, eps, weight_offset, _ROUNDINGS[rounding], x.dtype,
-                           True)
+        _calls.add_forward_(x, residual, weight, eps, weight_offset, _ROUNDINGS[rounding])
     return x, residual
 
 
@@ -146,7 +152,7 @@ def _flat_norm(x: Tensor, weight: Optional[Tensor], eps: float, weight_offset: f
                rounding: str, out: Optional[Tensor], dtype: torch.dtype) -> Tensor:
     """Over the last dimension alone."""
     code = _ROUNDINGS[rounding]
-    if _watch.direct(x, weight, out) and (x.is_cuda or x.is_cpu):
+    if _watch.direct(x, weight, out):
         if records(x, weight):
             return _autograd.norm(x, weight, eps, weight_offset, rounding, dtype)
         return _calls.forward(x, weight, eps, weight_offset, code, dtype, out)[0]
@@ -163,7 +169,7 @@ def _add_rms_norm(x: Tensor, residual: Tensor, weight: Optional[Tensor], eps: fl
     dtype = out_dtype or _result_dtype(x)
     if _watch.transformed():
         return _definition.add_norm(x, residual, weight, eps, weight_offset, rounding, dtype)
-    if _watch.direct(x, residual, weight) and (x.is_cuda or x.is_cpu):
+    if _watch.direct(x, residual, weight):
         return _autograd.add_norm(x, residual, weight, eps, weight_offset, rounding, dtype)
     return _operators.add_forward.default(x, residual, weight, eps, weight_offset, rounding,
                                           dtype=dtype)[:2]

@@ -132,8 +132,7 @@ def _add_forward_fake(x: Tensor, residual: Tensor, weight: Optional[Tensor], eps
 @kernel("add_forward_")
 def _add_forward_in_place(x: Tensor, residual: Tensor, weight: Optional[Tensor], eps: float,
                           weight_offset: float = 0.0, rounding: str = "once") -> None:
-    _calls.add_forward(x, residual, weight, eps, weight_offset, _norm.rounding_code(rounding),
-                       x.dtype, in_place=True)
+    _calls.add_forward_(x, residual, weight, eps, weight_offset, _norm.rounding_code(rounding))
 
 
 @fake("add_forward_")
