@@ -83,6 +83,39 @@ def test_add(place, path, random, dtype, residual_dtype):
         assert torch.equal(x2, y) and torch.equal(residual2, h)
 
 
+@pytest.mark.parametrize("dtype, bias_dtype", [(F32, F32), (BF16, F32), (torch.float16, BF16),
+                                               (F64, F64)], ids=str)
+def test_bias(place, path, random, dtype, bias_dtype):
+    x, residual, dy = (values(place, random, 7, 64, dtype=dtype, grad=grad)
+                       for grad in (True, True, False))
+    weight = values(place, random, 64, dtype=dtype, grad=True)
+    bias = values(place, random, 64, dtype=bias_dtype, grad=True)
+    for added in (False, True):
+        if added:
+            y, h = add_rms_norm(x, residual, weight, 1e-5, bias=bias, weight_offset=1)
+        else:
+            y, h = rms_norm(x, weight, 1e-5, bias=bias, weight_offset=1), x
+        leaves = (x, weight, bias)
+        dx, dweight, dbias = torch.autograd.grad(y, leaves, dy)
+        assert dbias.dtype is bias_dtype
+        given = [place.numpy(each) for each in (h, weight, bias, dy)]
+        exact = reference.forward(*given[:2], 1e-5, bias=given[2], weight_offset=1)
+        devices.judge_y(place, y, exact.y, exact.y - given[2].astype(reference.L))
+        rstd = place.numpy(_calls.forward(h.detach(), None, 1e-5, 0.0, 0, dtype, None, True)[1])
+        exact = reference.backward(given[3], *given[:2], rstd=rstd, weight_offset=1)
+        devices.judge_gradients(place, rmsnorm.Gradients(dx, dweight, dbias, None), exact)
+        with torch.no_grad():
+            a, b = x.clone(), residual.clone()
+            if added:
+                add_rms_norm_(a, b, weight, 1e-5, bias=bias, weight_offset=1)
+                assert torch.equal(b, h)
+            else:
+                rms_norm(a, weight, 1e-5, bias=bias, weight_offset=1, out=a)
+            assert torch.equal(a, y)
+    wide = bias.view(8, 8)  # over two dimensions, as its shape says
+    assert torch.equal(rms_norm(x.view(7, 8, 8), bias=wide), rms_norm(x, bias=bias).view(7, 8, 8))
+
+
 def test_some_gradients_alone(place, path, random, monkeypatch):
     """What needs no gradient is not computed."""
     asked = []
@@ -100,7 +133,10 @@ def test_some_gradients_alone(place, path, random, monkeypatch):
         weight = values(place, random, 32, grad=weight_grad)
         rms_norm(x, weight).backward(values(place, random, 4, 32))
         assert (x.grad is not None, weight.grad is not None) == (x_grad, weight_grad)
-        assert asked.pop() == [x_grad, False, weight_grad] and not asked
+        assert asked.pop() == [x_grad, False, weight_grad, False] and not asked
+    bias = values(place, random, 32, grad=True)
+    rms_norm(x.detach(), bias=bias).backward(values(place, random, 4, 32))
+    assert asked.pop() == [False, False, False, True] and not asked
     x, residual = (values(place, random, 4, 32, grad=True) for _ in range(2))
     y, h = add_rms_norm(x, residual)
     h.sum().backward()  # y takes no part
@@ -379,6 +415,15 @@ BAD = {
     "weight: no dimension": (lambda x, w: rms_norm(x, w[0]), ArgumentError, "weight has shape"),
     "weight: ints": (lambda x, w: rms_norm(x, w.long()), ArgumentError, "weight has dtype"),
     "weight: on meta": (lambda x, w: rms_norm(x, w.to("meta")), ArgumentError, "weight is on meta"),
+    "bias: list": (lambda x, w: rms_norm(x, bias=[1.0] * 32), TypeError, "bias must be a tensor"),
+    "bias: short": (lambda x, w: rms_norm(x, w, bias=w[1:]), ArgumentError, "bias has shape"),
+    "bias: short, added": (lambda x, w: add_rms_norm(x, x, bias=w[1:]), ArgumentError,
+                           "bias has shape"),
+    "bias: ints": (lambda x, w: rms_norm(x, bias=w.long()), ArgumentError, "bias has dtype"),
+    "bias: on meta": (lambda x, w: rms_norm(x, bias=w.to("meta")), ArgumentError,
+                      "bias is on meta"),
+    "bias: of another shape": (lambda x, w: rms_norm(x.view(4, 2, 16), w.view(2, 16), bias=w),
+                               ArgumentError, "bias has shape"),
     "eps: text": (lambda x, w: rms_norm(x, w, "small"), TypeError, "eps must be a number"),
     "eps: negative": (lambda x, w: rms_norm(x, w, -1.0), ArgumentError, "eps"),
     "eps: NaN": (lambda x, w: rms_norm(x, w, float("nan")), ArgumentError, "eps"),
@@ -398,6 +443,11 @@ BAD = {
                           ArgumentError, "out is an output"),
     "out: another dtype": (lambda x, w: rms_norm(x, w, out=x.clone(), out_dtype=BF16),
                            ArgumentError, "out has dtype torch.float32, but out_dtype"),
+    "out: recorded by bias": (lambda x, w: rms_norm(x, bias=w.requires_grad_(), out=x.clone()),
+                              RuntimeError, "out is written to"),
+    "in place: recorded by bias": (lambda x, w: add_rms_norm_(x, x.clone(),
+                                                              bias=w.requires_grad_()),
+                                   RuntimeError, "add_rms_norm_ has no gradient"),
     "out: recorded": (lambda x, w: rms_norm(x, w.requires_grad_(), out=x.clone()), RuntimeError,
                       "out is written to"),
     "out: overlaps": (lambda x, w: rms_norm(**overlapping()[0]), ArgumentError, "argument out"),

@@ -24,19 +24,27 @@ def norm(x, weight, **options):
     return rms_norm(x, weight, EPS, weight_offset=0.5, **options)
 
 
+def with_bias(x, weight, bias):
+    return rms_norm(x, weight, EPS, bias=bias)
+
+
 def add(x, residual, weight):
     return add_rms_norm(x, residual, weight, EPS, weight_offset=0.5)
 
 
 def test_gradcheck(place, random):
     x, residual = (values(place, random, 3, 2, 8, dtype=F64, grad=True) for _ in range(2))
-    weight = values(place, random, 8, dtype=F64, grad=True)
+    weight, bias = (values(place, random, 8, dtype=F64, grad=True) for _ in range(2))
     for function, inputs in ((norm, (x, weight)), (lambda x: norm(x, None), (x,)),
                              (lambda w: norm(x.detach(), w), (weight,)),
                              (lambda x: norm(x.transpose(0, 1), None), (x,)),
                              (lambda x: norm(x[..., ::2], None), (x,)),
                              (lambda x: norm(x[:1].expand(4, -1, -1), None), (x,)),
                              (add, (x, residual, weight)),
+                             (with_bias, (x, weight, bias)),
+                             (lambda b: with_bias(x.detach(), weight.detach(), b), (bias,)),
+                             (lambda x, r, w, b: add_rms_norm(x, r, w, EPS, bias=b),
+                              (x, residual, weight, bias)),
                              (lambda x, w: add(x, residual.detach(), w)[0], (x, weight)),
                              (lambda r: add(x.detach(), r, weight.detach())[1], (residual,))):
         assert torch.autograd.gradcheck(function, inputs)
@@ -85,6 +93,8 @@ def test_torch_func(place, random):
     weight, tangent = values(place, random, 8, dtype=F64), values(place, random, 5, 8, dtype=F64)
     exact = x / (x.square().mean(-1, keepdim=True) + EPS).sqrt() * (weight + 0.5)
     torch.testing.assert_close(func.vmap(norm, (0, None))(x, weight), exact)
+    biased = func.vmap(lambda x, b: norm(x, weight, bias=b), (0, None))(x, tangent[0])
+    torch.testing.assert_close(biased, exact + tangent[0])
 
     def loss(x, w):
         return norm(x, w).square().sum()

@@ -48,6 +48,10 @@ def norm(x, weight, other, dtype):
     return rms_norm(x, weight, EPS, weight_offset=0.5, rounding="llama")
 
 
+def norm_with_bias(x, weight, other, dtype):
+    return rms_norm(x, None, EPS, bias=weight)
+
+
 def norm_without_weight(x, weight, other, dtype):
     return rms_norm(x, None, EPS)
 
@@ -57,7 +61,7 @@ def norm_of_another_dtype(x, weight, other, dtype):
 
 
 def add(x, weight, other, dtype):
-    return torch.cat(add_rms_norm(x, other, weight, EPS))
+    return torch.cat(add_rms_norm(x, other, weight, EPS, bias=weight))
 
 
 def silu(x, weight, other, dtype):
@@ -68,7 +72,7 @@ def gelu(x, weight, other, dtype):
     return gelu_mul(x, other, "tanh")
 
 
-FUNCTIONS = (norm, norm_without_weight, norm_of_another_dtype, add, silu, gelu)
+FUNCTIONS = (norm, norm_with_bias, norm_without_weight, norm_of_another_dtype, add, silu, gelu)
 LAYOUTS = {
     "plain": lambda x: x, "rows": lambda x: x.select(0, 1), "gaps": lambda x: x[..., 8:40],
     "transposed": lambda x: x.transpose(0, 1), "steps": lambda x: x[..., ::2],

@@ -14,6 +14,7 @@ from .._errors import ArgumentError
 from ._run import Prepared, Runner, check, family
 
 Dtype = Optional[torch.dtype]
+Gradients = Tuple[Optional[Tensor], Optional[Tensor], Optional[Tensor], Optional[Tensor]]
 
 _increment_version = torch._C._increment_version
 _empty, _empty_like = torch.empty, torch.empty_like
@@ -85,10 +86,11 @@ def written(tensor: Tensor) -> None:
 
 
 def _prepare_forward(scalars: Tuple[Any, ...], x: Tensor, residual: Optional[Tensor],
-                     weight: Optional[Tensor], bias: None = None, out: Optional[Tensor] = None,
+                     weight: Optional[Tensor], bias: Optional[Tensor] = None,
+                     out: Optional[Tensor] = None,
                      residual_out: Optional[Tensor] = None) -> Prepared:
     eps, weight_offset, rounding, dtype, keep_rstd = scalars
-    if out is None and (mixes_float64(x, residual, weight)
+    if out is None and (mixes_float64(x, residual, weight, bias)
                         or (dtype is _float64) is not (x.dtype is _float64)):
         return None
     y = _output_like(x, dtype) if out is None else out
@@ -103,56 +105,59 @@ FORWARD = Runner(_norm.FORWARD, _prepare_forward)
 
 
 def forward(x: Tensor, weight: Optional[Tensor], eps: float, weight_offset: float, rounding: int,
-            dtype: torch.dtype, out: Optional[Tensor] = None,
-            keep_rstd: bool = False) -> Tuple[Tensor, Optional[Tensor]]:
+            dtype: torch.dtype, out: Optional[Tensor] = None, keep_rstd: bool = False,
+            bias: Optional[Tensor] = None) -> Tuple[Tensor, Optional[Tensor]]:
     """y, in out or a new tensor of dtype, and rstd if it is kept.
 
-    x: (..., cols). weight: (cols,) or None. rounding: _abi.ROUNDING_*.
+    x: (..., cols). weight, bias: (cols,) or None. rounding: _abi.ROUNDING_*.
     """
-    made = FORWARD.run((eps, weight_offset, rounding, dtype, keep_rstd), x, None, weight, None, out)
+    made = FORWARD.run((eps, weight_offset, rounding, dtype, keep_rstd), x, None, weight, bias, out)
     if made is None:
-        plain = resolve_negative(x, weight)
+        plain = resolve_negative(x, weight, bias)
         if plain is not None:
-            return forward(*plain, eps, weight_offset, rounding, dtype, out, keep_rstd)
-        return _forward_in_double(x, weight, eps, weight_offset, rounding, dtype, keep_rstd)
+            x, weight, bias = plain
+            return forward(x, weight, eps, weight_offset, rounding, dtype, out, keep_rstd, bias)
+        return _forward_in_double(x, weight, bias, eps, weight_offset, rounding, dtype, keep_rstd)
     if out is None:
         return made[0], made[1] if keep_rstd else None
     written(out)
     return out, made[0] if keep_rstd else None
 
 
-def _forward_in_double(x: Tensor, weight: Optional[Tensor], eps: float, weight_offset: float,
-                       rounding: int, dtype: torch.dtype,
+def _forward_in_double(x: Tensor, weight: Optional[Tensor], bias: Optional[Tensor], eps: float,
+                       weight_offset: float, rounding: int, dtype: torch.dtype,
                        keep_rstd: bool) -> Tuple[Tensor, Optional[Tensor]]:
     """The library wants all or nothing in float64."""
-    x, weight = double(x, weight)
-    y, rstd = forward(x, weight, eps, weight_offset, rounding, _float64, None, keep_rstd)
+    x, weight, bias = double(x, weight, bias)
+    y, rstd = forward(x, weight, eps, weight_offset, rounding, _float64, None, keep_rstd, bias)
     return y.to(dtype), rstd
 
 
 def add_forward(x: Tensor, residual: Tensor, weight: Optional[Tensor], eps: float,
-                weight_offset: float, rounding: int, dtype: torch.dtype,
-                keep_rstd: bool = False) -> Tuple[Tensor, Tensor, Optional[Tensor]]:
+                weight_offset: float, rounding: int, dtype: torch.dtype, keep_rstd: bool = False,
+                bias: Optional[Tensor] = None) -> Tuple[Tensor, Tensor, Optional[Tensor]]:
     """y, h and rstd if it is kept."""
-    made = FORWARD.run((eps, weight_offset, rounding, dtype, keep_rstd), x, residual, weight)
+    made = FORWARD.run((eps, weight_offset, rounding, dtype, keep_rstd), x, residual, weight, bias)
     if made is None:
-        plain = resolve_negative(x, residual, weight)
+        plain = resolve_negative(x, residual, weight, bias)
         if plain is not None:
-            return add_forward(*plain, eps, weight_offset, rounding, dtype, keep_rstd)
+            x, residual, weight, bias = plain
+            return add_forward(x, residual, weight, eps, weight_offset, rounding, dtype, keep_rstd,
+                               bias)
         h = (x.double() + residual.double()).to(residual.dtype)
-        y, rstd = _forward_in_double(h, weight, eps, weight_offset, rounding, dtype, keep_rstd)
+        y, rstd = _forward_in_double(h, weight, bias, eps, weight_offset, rounding, dtype,
+                                     keep_rstd)
         return y, h, rstd
     return made[0], made[1], made[2] if keep_rstd else None
 
 
 def add_forward_(x: Tensor, residual: Tensor, weight: Optional[Tensor], eps: float,
-                 weight_offset: float, rounding: int) -> None:
+                 weight_offset: float, rounding: int, bias: Optional[Tensor] = None) -> None:
     """y goes into x, and h into residual."""
-    if weight is not None:
-        weight = weight.resolve_neg()
+    weight, bias = (each if each is None else each.resolve_neg() for each in (weight, bias))
     try:
-        FORWARD.run((eps, weight_offset, rounding, x.dtype, False), x, residual, weight, None, x,
-                     residual)
+        FORWARD.run((eps, weight_offset, rounding, x.dtype, False), x, residual, weight, bias, x,
+                    residual)
     except ArgumentError as error:
         raise _in_place(error) from None
     written(x)
@@ -170,12 +175,12 @@ def _in_place(error: ArgumentError) -> ArgumentError:
 
 def _prepare_backward(scalars: Tuple[Any, ...], dy: Tensor, h: Tensor, weight: Optional[Tensor],
                       rstd: Optional[Tensor], dh: Optional[Tensor] = None) -> Prepared:
-    eps, weight_offset, dx_dtype, dresidual_dtype, dweight = scalars
+    eps, weight_offset, *wanted = scalars
     if (mixes_float64(dy, h, weight, rstd, dh)
-            or (_float64 in (dx_dtype, dresidual_dtype) and h.dtype is not _float64)):
+            or (_float64 in wanted and h.dtype is not _float64)):
         return None
-    made = backward_outputs(h, weight, dx_dtype, dresidual_dtype, dweight)
-    return (eps, weight_offset, _abi.ROUNDING_ONCE, 0), (dy, h, weight, rstd, dh, *made, None)
+    made = backward_outputs(h, weight, *wanted)
+    return (eps, weight_offset, _abi.ROUNDING_ONCE, 0), (dy, h, weight, rstd, dh, *made)
 
 
 BACKWARD = Runner(_norm.BACKWARD, _prepare_backward)
@@ -183,17 +188,17 @@ BACKWARD = Runner(_norm.BACKWARD, _prepare_backward)
 
 def _prepare_gradients(scalars: Tuple[Any, ...], dy: Tensor, x: Tensor, weight: Optional[Tensor],
                        rstd: Tensor) -> Prepared:
-    (eps, weight_offset, _), needs = scalars
-    return _prepare_backward((eps, weight_offset, x.dtype if needs[0] else None, None, needs[1]),
-                             dy, x, weight, rstd)
+    (eps, weight_offset, _, bias_dtype), needs = scalars
+    return _prepare_backward((eps, weight_offset, x.dtype if needs[0] else None, None, needs[1],
+                              bias_dtype if needs[2] else None), dy, x, weight, rstd)
 
 
 def _prepare_add_gradients(scalars: Tuple[Any, ...], dy: Tensor, h: Tensor,
                            weight: Optional[Tensor], rstd: Tensor,
                            dh: Optional[Tensor]) -> Prepared:
-    (eps, weight_offset, _, *dtypes), needs = scalars
-    return _prepare_backward((eps, weight_offset, *gradient_dtypes(dtypes, needs), needs[2]),
-                             dy, h, weight, rstd, dh)
+    (eps, weight_offset, _, bias_dtype, *dtypes), needs = scalars
+    return _prepare_backward((eps, weight_offset, *gradient_dtypes(dtypes, needs), needs[2],
+                              bias_dtype if needs[3] else None), dy, h, weight, rstd, dh)
 
 
 def gradient_dtypes(dtypes: Sequence[torch.dtype], needs: Sequence[bool]) -> Tuple[Dtype, Dtype]:
@@ -211,49 +216,42 @@ ADD_GRADIENTS = Runner(_norm.BACKWARD, _prepare_add_gradients)
 
 def backward(dy: Tensor, h: Tensor, weight: Optional[Tensor], rstd: Optional[Tensor],
              dh: Optional[Tensor], eps: float, weight_offset: float,
-             dx_dtype: Optional[torch.dtype], dresidual_dtype: Optional[torch.dtype],
-             dweight: bool) -> Tuple[Optional[Tensor], Optional[Tensor], Optional[Tensor]]:
-    """dx, dresidual (dx once more, in another dtype) and dweight, where they are asked for.
+             dx: Dtype, dresidual: Dtype, dweight: bool, dbias: Dtype = None) -> Gradients:
+    """dx, dresidual (dx once more, in another dtype), dweight and dbias, where they are asked for:
+    by a dtype, dweight of weight's.
 
     h: what was normalised. dh: the gradient that arrives at h by other ways.
     """
-    made = BACKWARD.run((eps, weight_offset, dx_dtype, dresidual_dtype, dweight), dy, h, weight,
-                         rstd, dh)
+    wanted = dx, dresidual, dweight, dbias
+    made = BACKWARD.run((eps, weight_offset, *wanted), dy, h, weight, rstd, dh)
     if made is None:
         plain = resolve_negative(dy, h, weight, rstd, dh)
         if plain is not None:
-            return backward(*plain, eps, weight_offset, dx_dtype, dresidual_dtype, dweight)
-        return _backward_in_double(dy, h, weight, rstd, dh, eps, weight_offset, dx_dtype,
-                                   dresidual_dtype, dweight)
+            return backward(*plain, eps, weight_offset, *wanted)
+        return _backward_in_double(dy, h, weight, rstd, dh, eps, weight_offset, *wanted)
     found = iter(made)
-    return (None if dx_dtype is None else next(found),
-            None if dresidual_dtype is None else next(found), next(found) if dweight else None)
+    return tuple(next(found) if each else None for each in wanted)  # type: ignore[return-value]
 
 
-def backward_outputs(
-        h: Tensor, weight: Optional[Tensor], dx_dtype: Optional[torch.dtype],
-        dresidual_dtype: Optional[torch.dtype],
-        dweight: bool) -> Tuple[Optional[Tensor], Optional[Tensor], Optional[Tensor]]:
-    dx = None if dx_dtype is None else like(h, dx_dtype)
-    dresidual = None if dresidual_dtype is None else like(h, dresidual_dtype)
-    return dx, dresidual, _dweight(weight) if dweight else None
-
-
-def _dweight(weight: Optional[Tensor]) -> Tensor:
-    if weight is None:
+def backward_outputs(h: Tensor, weight: Optional[Tensor], dx: Dtype, dresidual: Dtype,
+                     dweight: bool, dbias: Dtype = None) -> Gradients:
+    if dweight and weight is None:
         raise ArgumentError("dweight is asked for, but weight is absent")
-    return _empty(weight.shape, dtype=weight.dtype, device=weight.device)
+    return (None if dx is None else like(h, dx), None if dresidual is None else like(h, dresidual),
+            _vector(h, weight.dtype) if dweight else None,  # type: ignore[union-attr]
+            None if dbias is None else _vector(h, dbias))
 
 
-def _backward_in_double(
-        dy: Tensor, h: Tensor, weight: Optional[Tensor], rstd: Optional[Tensor],
-        dh: Optional[Tensor], eps: float, weight_offset: float, dx_dtype: Optional[torch.dtype],
-        dresidual_dtype: Optional[torch.dtype],
-        dweight: bool) -> Tuple[Optional[Tensor], Optional[Tensor], Optional[Tensor]]:
-    dtypes = (dx_dtype, dresidual_dtype, None if weight is None else weight.dtype)
+def _vector(h: Tensor, dtype: torch.dtype) -> Tensor:
+    return _empty(h.shape[-1:], dtype=dtype, device=h.device)
+
+
+def _backward_in_double(dy: Tensor, h: Tensor, weight: Optional[Tensor], rstd: Optional[Tensor],
+                        dh: Optional[Tensor], eps: float, weight_offset: float, dx: Dtype,
+                        dresidual: Dtype, dweight: bool, dbias: Dtype) -> Gradients:
+    dtypes = dx, dresidual, None if weight is None else weight.dtype, dbias
     dy, h, weight, rstd, dh = double(dy, h, weight, rstd, dh)
-    gradients = backward(dy, h, weight, rstd, dh, eps, weight_offset, dx_dtype and _float64,
-                         dresidual_dtype and _float64, dweight)
-    dx, dresidual, dw = (gradient if gradient is None else gradient.to(dtype)
-                         for gradient, dtype in zip(gradients, dtypes))
-    return dx, dresidual, dw
+    made = backward(dy, h, weight, rstd, dh, eps, weight_offset, dx and _float64,
+                    dresidual and _float64, dweight, dbias and _float64)
+    return tuple(gradient if gradient is None else gradient.to(dtype)  # type: ignore[return-value]
+                 for gradient, dtype in zip(made, dtypes))
