@@ -234,3 +234,11 @@ def test_plans_are_bounded(random):
 
 def test_every_reader_is_of_a_family():
     assert all(isinstance(read.__self__, _arrays.Family) for read in _arrays.readers.values())
+
+
+def test_empty_arrays_may_point_anywhere():
+    x = np.zeros(9, np.uint8)[1:].view(np.float32)[:0].reshape(0, 4)
+    assert x.ctypes.data % 4 == 1
+    assert rmsnorm.rms_norm(x).shape == (0, 4)
+    found = rmsnorm.rms_norm_backward(x, x, np.ones(4, np.float32))
+    assert found.dx.shape == (0, 4) and (found.dweight == 0).all()

@@ -25,6 +25,8 @@ def test_the_wheel(installed):
     assert installed.version == rmsnorm.__version__
     files = {str(file) for file in installed.files if "__pycache__" not in str(file)}
     assert {"rmsnorm/librmsnorm.so", "rmsnorm/py.typed", "rmsnorm/_abi.py"} <= files
+    if sys.version_info >= (3, 10):  # of the Python that built it, as tests/python/run does
+        assert "rmsnorm/rmsnorm_torch_host.abi3.so" in files
     assert all(re.match(r"rmsnorm/|rmsnorm-[\d.]+\.dist-info/", file) for file in files), files
     wheel = installed.read_text("WHEEL")
     assert re.search(r"^Tag: py3-none-(many)?linux_\w+$", wheel, re.M), wheel

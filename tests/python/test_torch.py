@@ -8,11 +8,11 @@ import devices
 import numpy as np
 import pytest
 import reference
-from torch_places import DTYPES, PLACES, find_place, torch, values
+from torch_places import DTYPES, PATHS, PLACES, find_place, take_path, torch, values
 
 import rmsnorm
-from rmsnorm import ArgumentError
-from rmsnorm.torch import RMSNorm, _calls, add_rms_norm, add_rms_norm_, rms_norm
+from rmsnorm import ArgumentError, _context
+from rmsnorm.torch import RMSNorm, _calls, _host, _run, add_rms_norm, add_rms_norm_, rms_norm
 
 F32, BF16, F64 = torch.float32, torch.bfloat16, torch.float64
 
@@ -22,12 +22,9 @@ def place(request):
     return find_place(request.param)
 
 
-@pytest.fixture(params=["direct", "dispatcher"])
+@pytest.fixture(params=PATHS)
 def path(request, monkeypatch):
-    """Past the dispatcher, and through it."""
-    if request.param == "dispatcher":
-        from rmsnorm.torch import _watch
-        monkeypatch.setattr(_watch, "direct", lambda *tensors: False)
+    take_path(request.param, monkeypatch)
     return request.param
 
 
@@ -86,23 +83,60 @@ def test_add(place, path, random, dtype, residual_dtype):
         assert torch.equal(x2, y) and torch.equal(residual2, h)
 
 
+@pytest.mark.parametrize("dtype, bias_dtype", [(F32, F32), (BF16, F32), (torch.float16, BF16),
+                                               (F64, F64)], ids=str)
+def test_bias(place, path, random, dtype, bias_dtype):
+    x, residual, dy = (values(place, random, 7, 64, dtype=dtype, grad=grad)
+                       for grad in (True, True, False))
+    weight = values(place, random, 64, dtype=dtype, grad=True)
+    bias = values(place, random, 64, dtype=bias_dtype, grad=True)
+    for added in (False, True):
+        if added:
+            y, h = add_rms_norm(x, residual, weight, 1e-5, bias=bias, weight_offset=1)
+        else:
+            y, h = rms_norm(x, weight, 1e-5, bias=bias, weight_offset=1), x
+        leaves = (x, weight, bias)
+        dx, dweight, dbias = torch.autograd.grad(y, leaves, dy)
+        assert dbias.dtype is bias_dtype
+        given = [place.numpy(each) for each in (h, weight, bias, dy)]
+        exact = reference.forward(*given[:2], 1e-5, bias=given[2], weight_offset=1)
+        devices.judge_y(place, y, exact.y, exact.y - given[2].astype(reference.L))
+        rstd = place.numpy(_calls.forward(h.detach(), None, 1e-5, 0.0, 0, dtype, None, True)[1])
+        exact = reference.backward(given[3], *given[:2], rstd=rstd, weight_offset=1)
+        devices.judge_gradients(place, rmsnorm.Gradients(dx, dweight, dbias, None), exact)
+        with torch.no_grad():
+            a, b = x.clone(), residual.clone()
+            if added:
+                add_rms_norm_(a, b, weight, 1e-5, bias=bias, weight_offset=1)
+                assert torch.equal(b, h)
+            else:
+                rms_norm(a, weight, 1e-5, bias=bias, weight_offset=1, out=a)
+            assert torch.equal(a, y)
+    wide = bias.view(8, 8)  # over two dimensions, as its shape says
+    assert torch.equal(rms_norm(x.view(7, 8, 8), bias=wide), rms_norm(x, bias=bias).view(7, 8, 8))
+
+
 def test_some_gradients_alone(place, path, random, monkeypatch):
     """What needs no gradient is not computed."""
     asked = []
-    backward = _calls.backward
+    backward_outputs = _calls.backward_outputs
 
-    def spy(*args, **kwargs):
-        found = backward(*args, **kwargs)
+    def spy(*args):
+        found = backward_outputs(*args)
         asked.append([tensor is not None for tensor in found])
         return found
 
-    monkeypatch.setattr(_calls, "backward", spy)
+    monkeypatch.setattr(_calls, "backward_outputs", spy)  # called where a plan is made
+    _context._changed()
     for x_grad, weight_grad in ((True, False), (False, True), (True, True)):
         x = values(place, random, 4, 32, grad=x_grad)
         weight = values(place, random, 32, grad=weight_grad)
-        rms_norm(x, weight).sum().backward()
+        rms_norm(x, weight).backward(values(place, random, 4, 32))
         assert (x.grad is not None, weight.grad is not None) == (x_grad, weight_grad)
-        assert asked.pop() == [x_grad, False, weight_grad] and not asked
+        assert asked.pop() == [x_grad, False, weight_grad, False] and not asked
+    bias = values(place, random, 32, grad=True)
+    rms_norm(x.detach(), bias=bias).backward(values(place, random, 4, 32))
+    assert asked.pop() == [False, False, False, True] and not asked
     x, residual = (values(place, random, 4, 32, grad=True) for _ in range(2))
     y, h = add_rms_norm(x, residual)
     h.sum().backward()  # y takes no part
@@ -175,7 +209,7 @@ def test_layouts(place, path, random, name):
 
 def test_transposed_x_is_not_copied(place, random, monkeypatch):
     copies = []
-    monkeypatch.setattr(_calls._family, "contiguous",
+    monkeypatch.setattr(_run.family, "contiguous",
                         lambda array, axes: copies.append(array.shape) or array.contiguous())
     x = values(place, random, 2, 8, 4, 32).transpose(1, 2).requires_grad_()
     y = rms_norm(x)
@@ -332,11 +366,14 @@ def test_the_same_bits_whatever_was_before(place, random):
     assert torch.equal(rms_norm(x), first)
 
 
-def test_plans_do_not_pile_up(random):
+@pytest.mark.parametrize("path", PATHS[:2], indirect=True)
+def test_plans_do_not_pile_up(random, path):
+    forward = _calls.FORWARD
+    plans = forward.plans if path == "ctypes" or _host.module is None else forward.compiled_plans
     x = torch.from_numpy(random(2048, 4))
     for rows in range(1, 2048):
         rms_norm(x[:rows])
-    assert len(_calls._plans) <= _calls._MOST_PLANS
+    assert 0 < len(plans) <= 1024
 
 
 def test_contexts_that_changed(random):
@@ -378,6 +415,15 @@ BAD = {
     "weight: no dimension": (lambda x, w: rms_norm(x, w[0]), ArgumentError, "weight has shape"),
     "weight: ints": (lambda x, w: rms_norm(x, w.long()), ArgumentError, "weight has dtype"),
     "weight: on meta": (lambda x, w: rms_norm(x, w.to("meta")), ArgumentError, "weight is on meta"),
+    "bias: list": (lambda x, w: rms_norm(x, bias=[1.0] * 32), TypeError, "bias must be a tensor"),
+    "bias: short": (lambda x, w: rms_norm(x, w, bias=w[1:]), ArgumentError, "bias has shape"),
+    "bias: short, added": (lambda x, w: add_rms_norm(x, x, bias=w[1:]), ArgumentError,
+                           "bias has shape"),
+    "bias: ints": (lambda x, w: rms_norm(x, bias=w.long()), ArgumentError, "bias has dtype"),
+    "bias: on meta": (lambda x, w: rms_norm(x, bias=w.to("meta")), ArgumentError,
+                      "bias is on meta"),
+    "bias: of another shape": (lambda x, w: rms_norm(x.view(4, 2, 16), w.view(2, 16), bias=w),
+                               ArgumentError, "bias has shape"),
     "eps: text": (lambda x, w: rms_norm(x, w, "small"), TypeError, "eps must be a number"),
     "eps: negative": (lambda x, w: rms_norm(x, w, -1.0), ArgumentError, "eps"),
     "eps: NaN": (lambda x, w: rms_norm(x, w, float("nan")), ArgumentError, "eps"),
@@ -397,6 +443,11 @@ BAD = {
                           ArgumentError, "out is an output"),
     "out: another dtype": (lambda x, w: rms_norm(x, w, out=x.clone(), out_dtype=BF16),
                            ArgumentError, "out has dtype torch.float32, but out_dtype"),
+    "out: recorded by bias": (lambda x, w: rms_norm(x, bias=w.requires_grad_(), out=x.clone()),
+                              RuntimeError, "out is written to"),
+    "in place: recorded by bias": (lambda x, w: add_rms_norm_(x, x.clone(),
+                                                              bias=w.requires_grad_()),
+                                   RuntimeError, "add_rms_norm_ has no gradient"),
     "out: recorded": (lambda x, w: rms_norm(x, w.requires_grad_(), out=x.clone()), RuntimeError,
                       "out is written to"),
     "out: overlaps": (lambda x, w: rms_norm(**overlapping()[0]), ArgumentError, "argument out"),

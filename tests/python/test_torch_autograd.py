@@ -1,6 +1,6 @@
 """rmsnorm.torch under autograd's rarer modes: gradcheck, create_graph, forward mode, torch.func."""
 import pytest
-from torch_places import PLACES, find_place, torch, values
+from torch_places import PATHS, PLACES, find_place, take_path, torch, values
 
 from rmsnorm import ArgumentError
 from rmsnorm.torch import RMSNorm, add_rms_norm, add_rms_norm_, rms_norm
@@ -14,16 +14,18 @@ def place(request):
     return find_place(request.param)
 
 
-@pytest.fixture(params=["direct", "dispatcher"], autouse=True)
+@pytest.fixture(params=PATHS, autouse=True)
 def path(request, monkeypatch):
-    if request.param == "dispatcher":
-        from rmsnorm.torch import _watch
-        monkeypatch.setattr(_watch, "direct", lambda *tensors: False)
+    take_path(request.param, monkeypatch)
     return request.param
 
 
 def norm(x, weight, **options):
     return rms_norm(x, weight, EPS, weight_offset=0.5, **options)
+
+
+def with_bias(x, weight, bias):
+    return rms_norm(x, weight, EPS, bias=bias)
 
 
 def add(x, residual, weight):
@@ -32,19 +34,34 @@ def add(x, residual, weight):
 
 def test_gradcheck(place, random):
     x, residual = (values(place, random, 3, 2, 8, dtype=F64, grad=True) for _ in range(2))
-    weight = values(place, random, 8, dtype=F64, grad=True)
+    weight, bias = (values(place, random, 8, dtype=F64, grad=True) for _ in range(2))
     for function, inputs in ((norm, (x, weight)), (lambda x: norm(x, None), (x,)),
                              (lambda w: norm(x.detach(), w), (weight,)),
                              (lambda x: norm(x.transpose(0, 1), None), (x,)),
                              (lambda x: norm(x[..., ::2], None), (x,)),
                              (lambda x: norm(x[:1].expand(4, -1, -1), None), (x,)),
                              (add, (x, residual, weight)),
+                             (with_bias, (x, weight, bias)),
+                             (lambda b: with_bias(x.detach(), weight.detach(), b), (bias,)),
+                             (lambda x, r, w, b: add_rms_norm(x, r, w, EPS, bias=b),
+                              (x, residual, weight, bias)),
                              (lambda x, w: add(x, residual.detach(), w)[0], (x, weight)),
                              (lambda r: add(x.detach(), r, weight.detach())[1], (residual,))):
         assert torch.autograd.gradcheck(function, inputs)
         assert torch.autograd.gradgradcheck(function, inputs)
         assert torch.autograd.gradcheck(function, inputs, check_forward_ad=True,
                                         check_backward_ad=False)
+
+
+@pytest.mark.filterwarnings("ignore:There is a performance drop")
+def test_batches_of_gradients(place, random):
+    """is_grads_batched, as a vectorised Jacobian has it."""
+    x, other = (values(place, random, 2, 4, dtype=F64) for _ in range(2))
+    weight = values(place, random, 4, dtype=F64)
+    for function in (lambda x: norm(x, weight), lambda x: torch.cat(add(x, other, weight))):
+        wanted, found = (torch.autograd.functional.jacobian(function, x, vectorize=vectorize)
+                         for vectorize in (False, True))
+        torch.testing.assert_close(found, wanted)
 
 
 def test_several_dimensions_and_expanded_weight(place, random):
@@ -76,6 +93,8 @@ def test_torch_func(place, random):
     weight, tangent = values(place, random, 8, dtype=F64), values(place, random, 5, 8, dtype=F64)
     exact = x / (x.square().mean(-1, keepdim=True) + EPS).sqrt() * (weight + 0.5)
     torch.testing.assert_close(func.vmap(norm, (0, None))(x, weight), exact)
+    biased = func.vmap(lambda x, b: norm(x, weight, bias=b), (0, None))(x, tangent[0])
+    torch.testing.assert_close(biased, exact + tangent[0])
 
     def loss(x, w):
         return norm(x, w).square().sum()

@@ -2,7 +2,7 @@
 import pytest
 from torch_places import PLACES, find_place, need_compiler, torch, values
 
-from rmsnorm.torch import RMSNorm, _calls, add_rms_norm, add_rms_norm_, rms_norm
+from rmsnorm.torch import RMSNorm, _watch, add_rms_norm, add_rms_norm_, rms_norm
 
 F32, BF16, F64 = torch.float32, torch.bfloat16, torch.float64
 EPS = 1e-5
@@ -36,14 +36,20 @@ def calls(place, random):
         yield "forward", (make(4, 3, 32, grad=grad)[..., ::2], None, EPS), {"dtype": F32}
         yield "add_forward", (make(4, 16, dtype=BF16, grad=grad), make(4, 16, grad=grad),
                               make(16, grad=grad), EPS), {"dtype": BF16}
+        bias = {"bias": make(16, dtype=BF16, grad=grad)}
+        yield "forward", (make(4, 3, 16, grad=grad), None, EPS), {**bias, "dtype": F32}
+        yield "add_forward", (make(4, 16), make(4, 16), make(16), EPS), {**bias, "dtype": F32}
+    bias = {"bias": make(16)}
     yield "forward_out", (make(4, 3, 16), make(16), EPS), {"out": make(4, 3, 32)[..., :16]}
+    yield "forward_out", (make(4, 16), make(16), EPS), {**bias, "out": make(4, 16)}
     yield "add_forward_", (make(4, 16), make(4, 16, dtype=BF16), None, EPS, 1.0), {}
+    yield "add_forward_", (make(4, 16), make(4, 16), None, EPS), bias
     yield "backward", (make(4, 3, 16), make(4, 3, 16), make(16, dtype=BF16), rstd, None, EPS), \
         dict(dx=F32, dresidual=None, dweight=True)
     yield "backward", (make(4, 3, 16), make(4, 3, 16), None, rstd, make(4, 3, 16), EPS, 1.0), \
         dict(dx=F32, dresidual=BF16, dweight=False)
     yield "backward", (make(1, 1, 1).expand(4, 3, 16), make(3, 4, 16).transpose(0, 1), make(16),
-                       rstd, None, EPS), dict(dx=None, dresidual=None, dweight=True)
+                       rstd, None, EPS), dict(dx=None, dresidual=None, dweight=True, dbias=BF16)
 
 
 def test_opcheck(place, random):
@@ -53,16 +59,17 @@ def test_opcheck(place, random):
 
 def block(module, x, residual):
     """Every way in: the module, the function, the fused add, and one in place."""
-    y, h = add_rms_norm(module(x), residual, module.weight, EPS, weight_offset=1.0)
-    y = rms_norm(y.transpose(0, 1), None, rounding="llama")
+    y, h = add_rms_norm(module(x), residual, module.weight, EPS, bias=module.weight,
+                        weight_offset=1.0)
+    y = rms_norm(y.transpose(0, 1), None, bias=module.weight, rounding="llama")
     return y * 2, h
 
 
 def in_place(x, residual, weight):
     x, residual = x.clone(), residual.clone()
-    add_rms_norm_(x, residual, weight, EPS)
+    add_rms_norm_(x, residual, weight, EPS, bias=weight)
     out = torch.empty_like(x)
-    rms_norm(x, weight, EPS, out=out)
+    rms_norm(x, weight, EPS, bias=weight, out=out)
     return x + 1, residual, out
 
 
@@ -126,7 +133,7 @@ def test_dynamic_shapes_do_not_recompile(place, random):
 
 
 def test_wrong_shapes_are_refused_while_compiling(place, random):
-    with pytest.raises(Exception, match="weight has shape"):
+    with pytest.raises(Exception, match="has shape"):
         compiled(lambda x, w: rms_norm(x, w))(values(place, random, 4, 32),
                                               values(place, random, 31))
 
@@ -223,6 +230,7 @@ def test_direct_path_is_taken(place, random, monkeypatch):
     def refuse(*args, **kwargs):
         raise AssertionError("the dispatcher was called")
 
+    refuse.default = refuse
     monkeypatch.setattr(torch.ops.rmsnorm, "forward", refuse)
     monkeypatch.setattr(torch.ops.rmsnorm, "backward", refuse)
     x = values(place, random, 4, 32, grad=True)
@@ -231,4 +239,6 @@ def test_direct_path_is_taken(place, random, monkeypatch):
     with torch.no_grad():
         module(x)
         rms_norm(x, out=torch.empty_like(x))
-    assert any(key[5:6] == (x.shape,) for key in _calls._plans)
+    monkeypatch.setattr(_watch, "direct", lambda *tensors: False)
+    with pytest.raises(AssertionError, match="the dispatcher was called"):
+        rms_norm(x)

@@ -6,7 +6,8 @@ import pickle
 import devices
 import pytest
 import reference
-from torch_places import DTYPES, PLACES, exactly, find_place, need_compiler, torch, values
+from torch_places import (DTYPES, PATHS, PLACES, exactly, find_place, need_compiler, take_path,
+                          torch, values)
 
 from rmsnorm import ArgumentError
 from rmsnorm.torch import SwiGLU, _glu, _swiglu, _swiglu_parts, gelu_mul, silu_mul
@@ -22,11 +23,9 @@ def place(request):
     return find_place(request.param)
 
 
-@pytest.fixture(params=["direct", "dispatcher"])
+@pytest.fixture(params=PATHS)
 def path(request, monkeypatch):
-    if request.param == "dispatcher":
-        from rmsnorm.torch import _watch
-        monkeypatch.setattr(_watch, "direct", lambda *tensors: False)
+    take_path(request.param, monkeypatch)
     return request.param
 
 
@@ -134,15 +133,16 @@ def test_autocast(place, path, random):
             assert silu_mul(gate, other).dtype is (F.silu(gate) * other).dtype is other.dtype
 
 
-def test_the_same_bits_both_ways(place, random, monkeypatch):
-    from rmsnorm.torch import _watch
+def test_the_same_bits_all_ways(place, random, monkeypatch):
     gate, up = (values(place, random, 7, 33, dtype=BF16, grad=True) for _ in range(2))
     found = []
-    for _ in range(2):
-        y = silu_mul(gate, up)
-        found.append((y, *torch.autograd.grad(y.sum(), (gate, up))))
-        monkeypatch.setattr(_watch, "direct", lambda *tensors: False)
-    assert all(map(torch.equal, *found))
+    for path in PATHS:
+        with monkeypatch.context() as patch:
+            take_path(path, patch)
+            y = silu_mul(gate, up)
+            found.append((y, *torch.autograd.grad(y.sum(), (gate, up))))
+    for others in found[1:]:
+        assert all(map(torch.equal, found[0], others))
 
 
 BAD = {

@@ -226,7 +226,6 @@ def make_plan(operation: Operation, given: Tuple[Array, ...], key: Tuple[Any, ..
         if view is None and name not in made:
             continue
         field = getattr(params, tensor.field)
-        plan.pointers.append((position, getattr(operation.params, tensor.field).offset // 8))
         copied = name in layout.copied
         shape: Shape
         if tensor.shape == "vector":
@@ -250,6 +249,8 @@ def make_plan(operation: Operation, given: Tuple[Array, ...], key: Tuple[Any, ..
             in_order = axes == tuple(sorted(axes))
             plan.new.append(New(position, names.index(like), shape, dtype,
                                 None if in_order else axes))
+        if 0 not in (shape if view is None else view.shape):  # an empty array may point anywhere
+            plan.pointers.append((position, getattr(operation.params, tensor.field).offset // 8))
     size = ctypes.c_size_t()
     query = getattr(plan.context.functions, f"{operation.name}_workspace_size")
     status = query(plan.handle, params, size)

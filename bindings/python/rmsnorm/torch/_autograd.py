@@ -4,81 +4,88 @@ The operators' autograd formulas and the autograd.Functions of the direct path s
 gradients(). With create_graph backward is itself to be differentiated: then, and under torch.func,
 the gradients are those of the definition in PyTorch's operators.
 """
-from typing import Any, Optional, Tuple
+from typing import Any, Optional, Sequence, Tuple
 
 import torch
 from torch import Tensor
 
 from .. import _norm
-from . import _calls, _definition, _watch
+from . import _calls, _definition, _host, _watch
 
 Grad = Optional[Tensor]
 
+_FORWARD = _calls.FORWARD
 _grad_enabled = torch.is_grad_enabled
-_saved_tensors_hooks = torch._C._autograd._top_saved_tensors_default_hooks
 
 
 def save(ctx: Any, x: Tensor, weight: Optional[Tensor], rstd: Tensor, eps: float,
-         weight_offset: float, rounding: str) -> None:
+         weight_offset: float, rounding: str, bias: Optional[Tensor]) -> None:
     ctx.save_for_backward(x, weight, rstd)
-    ctx.scalars = eps, weight_offset, rounding
+    ctx.scalars = eps, weight_offset, rounding, None if bias is None else bias.dtype
     ctx.set_materialize_grads(False)
 
 
 def save_add(ctx: Any, x: Tensor, residual: Tensor, weight: Optional[Tensor], h: Tensor,
-             rstd: Tensor, eps: float, weight_offset: float, rounding: str) -> None:
-    save(ctx, h, weight, rstd, eps, weight_offset, rounding)
-    ctx.dtypes = x.dtype, residual.dtype
+             rstd: Tensor, eps: float, weight_offset: float, rounding: str,
+             bias: Optional[Tensor]) -> None:
+    save(ctx, h, weight, rstd, eps, weight_offset, rounding, bias)
+    ctx.scalars += x.dtype, residual.dtype
 
 
-def gradients(ctx: Any, dy: Grad) -> Tuple[Grad, Grad]:
-    """dx and dweight."""
+def gradients(ctx: Any, needs: Sequence[bool], dy: Grad) -> Tuple[Grad, Grad, Grad]:
+    """dx, dweight and dbias, as needs has them."""
     if dy is None:
-        return None, None
+        return None, None, None
     x, weight, rstd = ctx.saved_tensors
-    eps, weight_offset, rounding = ctx.scalars
-    wants_dx, wants_dweight = ctx.needs_input_grad[:2]
-    if torch.is_grad_enabled():
-        return _of_definition(dy, x, weight, eps, weight_offset, rounding, wants_dx, wants_dweight)
-    dx, _, dweight = _backward(dy, x, weight, rstd, None, eps, weight_offset,
-                               x.dtype if wants_dx else None, None, wants_dweight)
-    return dx, dweight
+    eps, weight_offset, rounding, bias_dtype = ctx.scalars
+    wants_dx, wants_dweight, wants_dbias = needs
+    if not wants_dbias:
+        bias_dtype = None
+    if _grad_enabled():
+        return (*_of_definition(dy, x, weight, eps, weight_offset, rounding, wants_dx,
+                                wants_dweight), _dbias(dy, bias_dtype))
+    dx, _, dweight, dbias = _backward(dy, x, weight, rstd, None, eps, weight_offset,
+                                      x.dtype if wants_dx else None, None, wants_dweight,
+                                      bias_dtype)
+    return dx, dweight, dbias
 
 
-def add_gradients(ctx: Any, dy: Grad, dh: Grad) -> Tuple[Grad, Grad, Grad]:
-    """dx, dresidual and dweight. dh: the gradient that arrives at h by other ways."""
-    x_dtype, residual_dtype = ctx.dtypes
-    wants_dx, wants_dresidual, wants_dweight = ctx.needs_input_grad[:3]
+def add_gradients(ctx: Any, needs: Sequence[bool], dy: Grad,
+                  dh: Grad) -> Tuple[Grad, Grad, Grad, Grad]:
+    """dx, dresidual, dweight and dbias. dh: the gradient that arrives at h by other ways."""
+    eps, weight_offset, rounding, bias_dtype, x_dtype, residual_dtype = ctx.scalars
+    wants_dx, wants_dresidual, wants_dweight, wants_dbias = needs
+    if not wants_dbias:
+        bias_dtype = None
     if dy is None:
         return (dh.to(x_dtype) if dh is not None and wants_dx else None,
-                dh if wants_dresidual else None, None)
+                dh if wants_dresidual else None, None, None)
     h, weight, rstd = ctx.saved_tensors
-    eps, weight_offset, rounding = ctx.scalars
-    if torch.is_grad_enabled():
+    if _grad_enabled():
         wide, dweight = _of_definition(dy, h, weight, eps, weight_offset, rounding,
                                        wants_dx or wants_dresidual, wants_dweight)
         if wide is not None and dh is not None:
             wide = wide + dh
         return (wide.to(x_dtype) if wide is not None and wants_dx else None,
-                wide.to(residual_dtype) if wide is not None and wants_dresidual else None, dweight)
-    same = x_dtype == residual_dtype
-    dx, dresidual, dweight = _backward(
+                wide.to(residual_dtype) if wide is not None and wants_dresidual else None, dweight,
+                _dbias(dy, bias_dtype))
+    dx, dresidual, dweight, dbias = _backward(
         dy, h, weight, rstd, dh, eps, weight_offset,
-        x_dtype if wants_dx or (same and wants_dresidual) else None,
-        residual_dtype if wants_dresidual and not same else None, wants_dweight)
-    if same and wants_dresidual:
+        *_calls.gradient_dtypes((x_dtype, residual_dtype), needs), wants_dweight, bias_dtype)
+    if wants_dresidual and dresidual is None:
         dresidual = dx
-    return dx if wants_dx else None, dresidual, dweight
+    return dx if wants_dx else None, dresidual, dweight, dbias
 
 
 def _backward(dy: Tensor, h: Tensor, weight: Optional[Tensor], rstd: Tensor, dh: Grad, eps: float,
-              weight_offset: float, dx: Optional[torch.dtype], dresidual: Optional[torch.dtype],
-              dweight: bool) -> Tuple[Grad, Grad, Grad]:
+              weight_offset: float, dx: _calls.Dtype, dresidual: _calls.Dtype, dweight: bool,
+              dbias: _calls.Dtype) -> _calls.Gradients:
     if _watch.direct(dy, h, weight, rstd, dh):
-        return _calls.backward(dy, h, weight, rstd, dh, eps, weight_offset, dx, dresidual, dweight)
+        return _calls.backward(dy, h, weight, rstd, dh, eps, weight_offset, dx, dresidual, dweight,
+                               dbias)
     made = torch.ops.rmsnorm.backward.default(dy, h, weight, rstd, dh, eps, weight_offset, dx=dx,
-                                              dresidual=dresidual, dweight=dweight)
-    wanted = dx is not None, dresidual is not None, dweight
+                                              dresidual=dresidual, dweight=dweight, dbias=dbias)
+    wanted = dx is not None, dresidual is not None, dweight, dbias is not None
     return tuple(tensor if wants else None  # type: ignore[return-value]
                  for tensor, wants in zip(made, wanted))
 
@@ -86,11 +93,20 @@ def _backward(dy: Tensor, h: Tensor, weight: Optional[Tensor], rstd: Tensor, dh:
 def _of_definition(dy: Tensor, x: Tensor, weight: Optional[Tensor], eps: float,
                    weight_offset: float, rounding: str, wants_dx: bool,
                    wants_dweight: bool) -> Tuple[Grad, Grad]:
-    y = _definition.norm(x, weight, eps, weight_offset, rounding, dy.dtype)
     wanted = [tensor for tensor, wants in ((x, wants_dx), (weight, wants_dweight))
               if wants and tensor is not None]
+    if not wanted:
+        return None, None
+    y = _definition.norm(x, weight, eps, weight_offset, rounding, dy.dtype)
     made = list(torch.autograd.grad(y, wanted, dy, create_graph=True))
     return made.pop(0) if wants_dx else None, made.pop(0) if wants_dweight else None
+
+
+def _dbias(dy: Tensor, dtype: _calls.Dtype) -> Grad:
+    if dtype is None:
+        return None
+    rows = dy.to(_definition.widest(dy)).flatten(0, -2) if dy.dim() > 1 else dy[None]
+    return rows.sum(0).to(dtype)
 
 
 # ---- The direct path -----------------------------------------------------------------------------
@@ -99,53 +115,42 @@ def _of_definition(dy: Tensor, x: Tensor, weight: Optional[Tensor], eps: float,
 class _Norm(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Optional[Tensor],  # type: ignore[override]
-                plan: _calls._Plan) -> Tensor:
-        y, rstd = _calls.run_forward(plan, x, weight, None, True)
+                bias: Optional[Tensor], scalars: Tuple[float, float, str],
+                dtype: torch.dtype) -> Tensor:
+        eps, weight_offset, rounding = scalars
+        code = _norm.ROUNDINGS[rounding]
+        y, rstd = (_FORWARD.run((eps, weight_offset, code, dtype, True), x, None, weight, bias)
+                   or _calls.forward(x, weight, eps, weight_offset, code, dtype, None, True, bias))
         ctx.save_for_backward(x, weight, rstd)
-        ctx.plan = plan
-        ctx.hooked = _saved_tensors_hooks(True) is not None
+        ctx.scalars = eps, weight_offset, rounding, None if bias is None else bias.dtype
         return y
 
     @staticmethod
     def backward(ctx: Any, dy: Tensor) -> Any:  # type: ignore[override]
-        plan = ctx.plan
-        # Hooks may give back something else than was saved.
-        if _grad_enabled() or ctx.hooked or not _watch.direct(dy):
-            eps, weight_offset, code, _ = plan.scalars
-            ctx.scalars = eps, weight_offset, _norm.rounding_name(code)
-            return (*gradients(ctx, dy), None)
-        x, weight, rstd = ctx.saved_tensors
-        wants = ctx.needs_input_grad
-        dx, dweight = _calls.backward_of(plan, dy, x, weight, rstd, wants[0], wants[1])
-        return dx, dweight, None
+        return (*gradients(ctx, ctx.needs_input_grad[:3], dy), None, None)
 
 
-def norm(x: Tensor, weight: Optional[Tensor], eps: float, weight_offset: float, rounding: str,
-         dtype: torch.dtype) -> Tensor:
-    plan = _calls.forward_plan(x, weight, eps, weight_offset, _norm.ROUNDINGS[rounding], dtype,
-                               None, True)
-    if plan is None:
-        return torch.ops.rmsnorm.forward.default(x, weight, eps, weight_offset, rounding,
-                                                 dtype=dtype)[0]
-    return _apply_norm(x, weight, plan)
+_host.compile_backward(_Norm, _calls.GRADIENTS)
 
 
 class _AddNorm(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, residual: Tensor,  # type: ignore[override]
-                weight: Optional[Tensor], eps: float, weight_offset: float, rounding: str,
-                dtype: torch.dtype) -> Tuple[Tensor, Tensor]:
+                weight: Optional[Tensor], bias: Optional[Tensor], eps: float, weight_offset: float,
+                rounding: str, dtype: torch.dtype) -> Tuple[Tensor, Tensor]:
         y, h, rstd = _calls.add_forward(x, residual, weight, eps, weight_offset,
-                                        _norm.ROUNDINGS[rounding], dtype, False, True)
+                                        _norm.ROUNDINGS[rounding], dtype, True, bias)
         assert rstd is not None
-        save_add(ctx, x, residual, weight, h, rstd, eps, weight_offset, rounding)
+        save_add(ctx, x, residual, weight, h, rstd, eps, weight_offset, rounding, bias)
         return y, h
 
     @staticmethod
     def backward(ctx: Any, dy: Grad, dh: Grad) -> Any:  # type: ignore[override]
-        return (*add_gradients(ctx, dy, dh), None, None, None, None)
+        return (*add_gradients(ctx, ctx.needs_input_grad[:4], dy, dh), None, None, None, None)
 
+
+_host.compile_backward(_AddNorm, _calls.ADD_GRADIENTS)
 
 # Function.apply looks for functorch first: the direct path has done so.
-_apply_norm = super(torch.autograd.Function, _Norm).apply  # type: ignore[misc]
+norm = super(torch.autograd.Function, _Norm).apply  # type: ignore[misc]
 add_norm = super(torch.autograd.Function, _AddNorm).apply  # type: ignore[misc]

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from .. import _glu
 from .._errors import ArgumentError
-from . import _calls, _functional, _glu_calls, _ops, _watch
+from . import _calls, _functional, _glu_calls, _host, _ops, _watch
 
 ACTIVATIONS = _glu.ACTIVATIONS
 operators = _ops.operators
@@ -43,7 +43,7 @@ def gelu_mul(gate: Tensor, up: Tensor, approximate: str = "none") -> Tensor:
 
 def gated(gate: Tensor, up: Tensor, activation: str) -> Tensor:
     """act(gate) * up; activation: a key of ACTIVATIONS."""
-    if up is None or not _watch.direct(gate, up) or not (gate.is_cuda or gate.is_cpu):
+    if up is None or not _watch.direct(gate, up):
         return _watched(gate, up, activation)
     dtype = gate.dtype
     if up.dtype is not dtype:
@@ -159,6 +159,7 @@ class _Gated(torch.autograd.Function):
                 activation: str, dtype: torch.dtype) -> Tensor:
         y = _glu_calls.forward(gate, up, code, dtype)
         _save(ctx, gate, up, activation)
+        ctx.scalars = code
         return y
 
     @staticmethod
@@ -166,4 +167,5 @@ class _Gated(torch.autograd.Function):
         return (*gradients(ctx, dy), None, None, None)
 
 
+_host.compile_backward(_Gated, _glu_calls.GRADIENTS)
 _direct = super(torch.autograd.Function, _Gated).apply  # type: ignore[misc]

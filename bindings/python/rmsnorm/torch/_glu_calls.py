@@ -1,5 +1,5 @@
-"""Runs the library's gated activations on the memory of plain tensors; as _calls does the norms."""
-from typing import List, Optional, Tuple
+"""The gated activations' operations on plain tensors; as _calls has the norm's."""
+from typing import Any, Optional, Tuple
 
 import torch
 from torch import Tensor
@@ -7,42 +7,26 @@ from torch import Tensor
 from .. import _arrays, _glu
 from .._errors import ArgumentError
 from . import _calls
+from ._run import Prepared, Runner, check, family
+
+_float64 = torch.float64
 
 
-def forward(gate: Tensor, up: Tensor, activation: int, dtype: torch.dtype,
-            out: Optional[Tensor] = None) -> Tensor:
-    """act(gate) * up, in out or a new tensor of dtype. activation: _abi.ACTIVATION_*."""
-    key = ("glu", activation, dtype,
-           gate.shape, gate.is_contiguous() or _calls._strides(gate), gate.dtype, gate.device,
-           up.shape, up.is_contiguous() or _calls._strides(up), up.dtype, up.device,
-           None if out is None else (out.shape, out.is_contiguous() or _calls._strides(out),
-                                     out.dtype, out.device))
-    found = _calls._plans.get(key)
-    if found is None:
-        if _calls._any_negative(gate, up):
-            gate, up = _calls._resolved(gate, up)
-            return forward(gate, up, activation, dtype, out)
-        if _calls._mixes_float64(gate, up, out) or (dtype is torch.float64) is not (
-                gate.dtype is torch.float64):
-            if out is not None:
-                raise ArgumentError("gate, up and out must all be float64, or none of them")
-            gate, up = _calls._double(gate, up)
-            return forward(gate, up, activation, torch.float64).to(dtype)
-    y = out
-    if y is None:
-        y = output(gate, dtype) if found is None else found.output(dtype)
-    given: List[Optional[Tensor]] = [gate, up, y]
-    if found is None:
-        found = _calls._make(_glu.FORWARD, key, given, (activation, 0), y)
-    _calls._run(found, given)
-    return y
+def _prepare_forward(scalars: Tuple[Any, ...], gate: Tensor, up: Tensor,
+                     out: Optional[Tensor] = None) -> Prepared:
+    activation, dtype = scalars
+    if _calls.mixes_float64(gate, up, out) or (dtype is _float64) is not (gate.dtype is _float64):
+        if out is not None:
+            raise ArgumentError("gate, up and out must all be float64, or none of them")
+        return None
+    return (activation, 0), (gate, up, _output(gate, dtype) if out is None else out)
 
 
-def output(gate: Tensor, dtype: torch.dtype) -> Tensor:
+def _output(gate: Tensor, dtype: torch.dtype) -> Tensor:
     """A new tensor for what has gate's shape."""
-    _calls.check(gate, "gate")
+    check(gate, "gate")
     check_rows(gate)
-    if gate.dtype not in _calls._family.dtypes:
+    if gate.dtype not in family.dtypes:
         raise _arrays.unknown_dtype("gate", gate.dtype)
     return _calls.like(gate, dtype)
 
@@ -52,37 +36,49 @@ def check_rows(gate: Tensor) -> None:
         raise ArgumentError(f"gate has shape {tuple(gate.shape)}, but a row has at least 1 column")
 
 
+FORWARD = Runner(_glu.FORWARD, _prepare_forward)
+
+
+def forward(gate: Tensor, up: Tensor, activation: int, dtype: torch.dtype,
+            out: Optional[Tensor] = None) -> Tensor:
+    """act(gate) * up, in out or a new tensor of dtype. activation: _abi.ACTIVATION_*."""
+    made = FORWARD.run((activation, dtype), gate, up, out)
+    if made is None:
+        plain = _calls.resolve_negative(gate, up)
+        if plain is not None:
+            return forward(*plain, activation, dtype, out)
+        return forward(*_calls.double(gate, up), activation, _float64).to(dtype)
+    return made[0] if out is None else out
+
+
+def _prepare_backward(scalars: Tuple[Any, ...], dy: Tensor, gate: Tensor, up: Tensor,
+                      dgate: Optional[Tensor] = None, dup: Optional[Tensor] = None) -> Prepared:
+    activation, (wants_dgate, wants_dup, *_) = scalars
+    if dgate is None and dup is None:
+        if _calls.mixes_float64(dy, gate, up):
+            return None
+        dgate = _calls.like(gate, gate.dtype) if wants_dgate else None
+        dup = _calls.like(gate, up.dtype) if wants_dup else None
+    return (activation, 0), (dy, gate, up, dgate, dup)
+
+
+GRADIENTS = Runner(_glu.BACKWARD, _prepare_backward)
+
+
 def backward(dy: Tensor, gate: Tensor, up: Tensor, activation: int, wants_dgate: bool = True,
              wants_dup: bool = True,
-             out: Optional[Tuple[Tensor, Tensor]] = None) -> Tuple[Optional[Tensor],
-                                                                   Optional[Tensor]]:
+             out: Tuple[Optional[Tensor], Optional[Tensor]] = (None, None)) -> Tuple[
+                 Optional[Tensor], Optional[Tensor]]:
     """dgate and dup, where they are asked for, in gate's and up's dtypes; out: where both go."""
-    key = ("glu_backward", activation, wants_dgate, wants_dup,
-           dy.shape, dy.is_contiguous() or _calls._strides(dy), dy.dtype, dy.device,
-           gate.shape, gate.is_contiguous() or _calls._strides(gate), gate.dtype, gate.device,
-           up.shape, up.is_contiguous() or _calls._strides(up), up.dtype, up.device,
-           None if out is None else tuple((each.shape, each.is_contiguous() or
-                                           _calls._strides(each), each.dtype, each.device)
-                                          for each in out))
-    found = _calls._plans.get(key)
-    if found is None:
-        if _calls._any_negative(dy, gate, up):
-            dy, gate, up = _calls._resolved(dy, gate, up)
-            return backward(dy, gate, up, activation, wants_dgate, wants_dup, out)
-        if out is None and _calls._mixes_float64(dy, gate, up):
-            wide_dy, wide_gate, wide_up = _calls._double(dy, gate, up)
-            made = backward(wide_dy, wide_gate, wide_up, activation, wants_dgate, wants_dup)
-            return (None if made[0] is None else made[0].to(gate.dtype),
-                    None if made[1] is None else made[1].to(up.dtype))
-    dgate, dup = out or (None, None)
-    if out is None:
-        if wants_dgate:
-            dgate = _calls.like(gate, gate.dtype) if found is None else found.output(gate.dtype)
-        if wants_dup:
-            dup = _calls.like(gate, up.dtype) if found is None else found.output(up.dtype)
-    given: List[Optional[Tensor]] = [dy, gate, up, dgate, dup]
-    if found is None:
-        found = _calls._make(_glu.BACKWARD, key, given, (activation, 0),
-                             dup if dgate is None else dgate)
-    _calls._run(found, given)
-    return dgate, dup
+    made = GRADIENTS.run((activation, (wants_dgate, wants_dup)), dy, gate, up, *out)
+    if made is None:
+        plain = _calls.resolve_negative(dy, gate, up)
+        if plain is not None:
+            return backward(*plain, activation, wants_dgate, wants_dup, out)
+        dgate, dup = backward(*_calls.double(dy, gate, up), activation, wants_dgate, wants_dup)
+        return (None if dgate is None else dgate.to(gate.dtype),
+                None if dup is None else dup.to(up.dtype))
+    if out[0] is not None:
+        return out
+    found = iter(made)
+    return next(found) if wants_dgate else None, next(found) if wants_dup else None

@@ -4,7 +4,8 @@
     forward_out   into out
     add_forward   h = x + residual; y, h and rstd
     add_forward_  the same in place: y in x, h in residual
-    backward      dx, dresidual (dx in residual's dtype), dweight; what was not asked for is empty
+    backward      dx, dresidual (dx in residual's dtype), dweight, dbias; what was not asked for is
+                  empty
 
 What writes to its arguments has no gradient. eps is a number here, rounding "once" or "llama".
 """
@@ -20,16 +21,16 @@ from . import _autograd, _calls
 Dtype = Optional[torch.dtype]
 
 _library = torch.library.Library("rmsnorm", "DEF")
-_SCALARS = "float eps, float weight_offset=0.0, str rounding=\"once\""
+_REST = "float eps, float weight_offset=0.0, str rounding=\"once\", Tensor? bias=None"
 _SCHEMAS = (
-    f"forward(Tensor x, Tensor? weight, {_SCALARS}, *, ScalarType dtype) -> (Tensor, Tensor)",
-    f"forward_out(Tensor x, Tensor? weight, {_SCALARS}, *, Tensor(a!) out) -> ()",
-    f"add_forward(Tensor x, Tensor residual, Tensor? weight, {_SCALARS}, *, ScalarType dtype)"
+    f"forward(Tensor x, Tensor? weight, {_REST}, *, ScalarType dtype) -> (Tensor, Tensor)",
+    f"forward_out(Tensor x, Tensor? weight, {_REST}, *, Tensor(a!) out) -> ()",
+    f"add_forward(Tensor x, Tensor residual, Tensor? weight, {_REST}, *, ScalarType dtype)"
     " -> (Tensor, Tensor, Tensor)",
-    f"add_forward_(Tensor(a!) x, Tensor(b!) residual, Tensor? weight, {_SCALARS}) -> ()",
+    f"add_forward_(Tensor(a!) x, Tensor(b!) residual, Tensor? weight, {_REST}) -> ()",
     "backward(Tensor dy, Tensor h, Tensor? weight, Tensor rstd, Tensor? dh, float eps,"
-    " float weight_offset=0.0, *, ScalarType? dx, ScalarType? dresidual, bool dweight)"
-    " -> (Tensor, Tensor, Tensor)",
+    " float weight_offset=0.0, *, ScalarType? dx, ScalarType? dresidual, bool dweight,"
+    " ScalarType? dbias=None) -> (Tensor, Tensor, Tensor, Tensor)",
 )
 operators = torch.ops.rmsnorm
 
@@ -59,17 +60,19 @@ def or_empty(like: Tensor, tensors: Tuple[Optional[Tensor], ...]) -> List[Tensor
     return [like.new_empty(0) if tensor is None else tensor for tensor in tensors]
 
 
-def _check(x: Tensor, weight: Optional[Tensor], **others: Optional[Tensor]) -> None:
+def _check(x: Tensor, weight: Optional[Tensor], bias: Optional[Tensor] = None,
+           **others: Optional[Tensor]) -> None:
     """What the fake kernels can see of the arguments' rules."""
     _calls.check_rows(x)
-    if weight is not None and (weight.dim() != 1 or weight.shape[0] != x.shape[-1]):
-        raise ArgumentError(f"weight has shape {tuple(weight.shape)}, but with x's "
-                            f"{tuple(x.shape)} it must be {tuple(x.shape[-1:])}")
+    for name, vector in (("weight", weight), ("bias", bias)):
+        if vector is not None and (vector.dim() != 1 or vector.shape[0] != x.shape[-1]):
+            raise ArgumentError(f"{name} has shape {tuple(vector.shape)}, but with x's "
+                                f"{tuple(x.shape)} it must be {tuple(x.shape[-1:])}")
     for name, tensor in others.items():
         if tensor is not None and tensor.shape != x.shape:
             raise ArgumentError(f"{name} has shape {tuple(tensor.shape)}, but x has "
                                 f"{tuple(x.shape)}")
-    for name, tensor in (("weight", weight), *others.items()):
+    for name, tensor in (("weight", weight), ("bias", bias), *others.items()):
         if tensor is not None and tensor.device != x.device:
             raise ArgumentError(f"{name} is on {tensor.device}, but x is on {x.device}")
 
@@ -79,31 +82,35 @@ def _check(x: Tensor, weight: Optional[Tensor], **others: Optional[Tensor]) -> N
 
 @kernel("forward")
 def _forward(x: Tensor, weight: Optional[Tensor], eps: float, weight_offset: float = 0.0,
-             rounding: str = "once", *, dtype: torch.dtype) -> Tuple[Tensor, Tensor]:
+             rounding: str = "once", bias: Optional[Tensor] = None, *,
+             dtype: torch.dtype) -> Tuple[Tensor, Tensor]:
     y, rstd = _calls.forward(x, weight, eps, weight_offset, _norm.rounding_code(rounding), dtype,
-                             keep_rstd=True)
+                             keep_rstd=True, bias=bias)
     assert rstd is not None
     return y, rstd
 
 
 @fake("forward")
 def _forward_fake(x: Tensor, weight: Optional[Tensor], eps: float, weight_offset: float = 0.0,
-                  rounding: str = "once", *, dtype: torch.dtype) -> Tuple[Tensor, Tensor]:
-    _check(x, weight)
+                  rounding: str = "once", bias: Optional[Tensor] = None, *,
+                  dtype: torch.dtype) -> Tuple[Tensor, Tensor]:
+    _check(x, weight, bias)
     y = _calls.like(x, dtype)
-    return y, _calls.like_rows(y, _calls.exact(x, weight, y))
+    return y, _calls.like_rows(y, _calls.exact(x, weight, bias, y))
 
 
 @kernel("forward_out")
 def _forward_out(x: Tensor, weight: Optional[Tensor], eps: float, weight_offset: float = 0.0,
-                 rounding: str = "once", *, out: Tensor) -> None:
-    _calls.forward(x, weight, eps, weight_offset, _norm.rounding_code(rounding), out.dtype, out)
+                 rounding: str = "once", bias: Optional[Tensor] = None, *, out: Tensor) -> None:
+    _calls.forward(x, weight, eps, weight_offset, _norm.rounding_code(rounding), out.dtype, out,
+                   bias=bias)
 
 
 @fake("forward_out")
 def _forward_out_fake(x: Tensor, weight: Optional[Tensor], eps: float, weight_offset: float = 0.0,
-                      rounding: str = "once", *, out: Tensor) -> None:
-    _check(x, weight, out=out)
+                      rounding: str = "once", bias: Optional[Tensor] = None, *,
+                      out: Tensor) -> None:
+    _check(x, weight, bias, out=out)
 
 
 # ---- add_forward ---------------------------------------------------------------------------------
@@ -111,35 +118,39 @@ def _forward_out_fake(x: Tensor, weight: Optional[Tensor], eps: float, weight_of
 
 @kernel("add_forward")
 def _add_forward(x: Tensor, residual: Tensor, weight: Optional[Tensor], eps: float,
-                 weight_offset: float = 0.0, rounding: str = "once", *,
-                 dtype: torch.dtype) -> Tuple[Tensor, Tensor, Tensor]:
+                 weight_offset: float = 0.0, rounding: str = "once", bias: Optional[Tensor] = None,
+                 *, dtype: torch.dtype) -> Tuple[Tensor, Tensor, Tensor]:
     y, h, rstd = _calls.add_forward(x, residual, weight, eps, weight_offset,
-                                    _norm.rounding_code(rounding), dtype, keep_rstd=True)
+                                    _norm.rounding_code(rounding), dtype, keep_rstd=True,
+                                    bias=bias)
     assert rstd is not None
     return y, h, rstd
 
 
 @fake("add_forward")
 def _add_forward_fake(x: Tensor, residual: Tensor, weight: Optional[Tensor], eps: float,
-                      weight_offset: float = 0.0, rounding: str = "once", *,
+                      weight_offset: float = 0.0, rounding: str = "once",
+                      bias: Optional[Tensor] = None, *,
                       dtype: torch.dtype) -> Tuple[Tensor, Tensor, Tensor]:
-    _check(x, weight, residual=residual)
+    _check(x, weight, bias, residual=residual)
     y = _calls.like(x, dtype)
     h = torch.empty_like(y, dtype=residual.dtype)
-    return y, h, _calls.like_rows(y, _calls.exact(x, residual, weight, y))
+    return y, h, _calls.like_rows(y, _calls.exact(x, residual, weight, bias, y))
 
 
 @kernel("add_forward_")
 def _add_forward_in_place(x: Tensor, residual: Tensor, weight: Optional[Tensor], eps: float,
-                          weight_offset: float = 0.0, rounding: str = "once") -> None:
-    _calls.add_forward(x, residual, weight, eps, weight_offset, _norm.rounding_code(rounding),
-                       x.dtype, in_place=True)
+                          weight_offset: float = 0.0, rounding: str = "once",
+                          bias: Optional[Tensor] = None) -> None:
+    _calls.add_forward_(x, residual, weight, eps, weight_offset, _norm.rounding_code(rounding),
+                        bias)
 
 
 @fake("add_forward_")
 def _add_forward_in_place_fake(x: Tensor, residual: Tensor, weight: Optional[Tensor], eps: float,
-                               weight_offset: float = 0.0, rounding: str = "once") -> None:
-    _check(x, weight, residual=residual)
+                               weight_offset: float = 0.0, rounding: str = "once",
+                               bias: Optional[Tensor] = None) -> None:
+    _check(x, weight, bias, residual=residual)
 
 
 # ---- backward ------------------------------------------------------------------------------------
@@ -148,40 +159,52 @@ def _add_forward_in_place_fake(x: Tensor, residual: Tensor, weight: Optional[Ten
 @kernel("backward")
 def _backward(dy: Tensor, h: Tensor, weight: Optional[Tensor], rstd: Tensor, dh: Optional[Tensor],
               eps: float, weight_offset: float = 0.0, *, dx: Dtype, dresidual: Dtype,
-              dweight: bool) -> List[Tensor]:
+              dweight: bool, dbias: Dtype = None) -> List[Tensor]:
     return or_empty(h, _calls.backward(dy, h, weight, rstd, dh, eps, weight_offset, dx, dresidual,
-                                       dweight))
+                                       dweight, dbias))
 
 
 @fake("backward")
 def _backward_fake(dy: Tensor, h: Tensor, weight: Optional[Tensor], rstd: Tensor,
                    dh: Optional[Tensor], eps: float, weight_offset: float = 0.0, *, dx: Dtype,
-                   dresidual: Dtype, dweight: bool) -> List[Tensor]:
+                   dresidual: Dtype, dweight: bool,
+                   dbias: Dtype = None) -> List[Tensor]:
     _check(h, weight, dy=dy, dh=dh)
-    return or_empty(h, _calls.backward_outputs(h, weight, dx, dresidual, dweight))
+    return or_empty(h, _calls.backward_outputs(h, weight, dx, dresidual, dweight, dbias))
 
 
 # ---- Autograd ------------------------------------------------------------------------------------
 
 
 def _setup(ctx: Any, inputs: Tuple[Any, ...], keyword_only_inputs: Any, output: Any) -> None:
-    x, weight, eps, weight_offset, rounding = inputs
+    x, weight, eps, weight_offset, rounding, bias = inputs
     _, rstd = output
     ctx.mark_non_differentiable(rstd)
-    _autograd.save(ctx, x, weight, rstd, eps, weight_offset, rounding)
+    _autograd.save(ctx, x, weight, rstd, eps, weight_offset, rounding, bias)
 
 
 def _setup_add(ctx: Any, inputs: Tuple[Any, ...], keyword_only_inputs: Any, output: Any) -> None:
-    x, residual, weight, eps, weight_offset, rounding = inputs
+    x, residual, weight, eps, weight_offset, rounding, bias = inputs
     _, h, rstd = output
     ctx.mark_non_differentiable(rstd)
-    _autograd.save_add(ctx, x, residual, weight, h, rstd, eps, weight_offset, rounding)
+    _autograd.save_add(ctx, x, residual, weight, h, rstd, eps, weight_offset, rounding, bias)
 
 
-autograd("forward", _setup,
-         lambda ctx, dy, drstd: (*_autograd.gradients(ctx, dy), None, None, None))
-autograd("add_forward", _setup_add,
-         lambda ctx, dy, dh, drstd: (*_autograd.add_gradients(ctx, dy, dh), None, None, None))
+def _gradients(ctx: Any, dy: Optional[Tensor], drstd: None) -> Tuple[Optional[Tensor], ...]:
+    needs = ctx.needs_input_grad  # without the arguments that were left out
+    dx, dweight, dbias = _autograd.gradients(ctx, (*needs[:2], any(needs[5:])), dy)
+    return dx, dweight, None, None, None, dbias
+
+
+def _add_gradients(ctx: Any, dy: Optional[Tensor], dh: Optional[Tensor],
+                   drstd: None) -> Tuple[Optional[Tensor], ...]:
+    needs = ctx.needs_input_grad
+    *made, dbias = _autograd.add_gradients(ctx, (*needs[:3], any(needs[6:])), dy, dh)
+    return *made, None, None, None, dbias
+
+
+autograd("forward", _setup, _gradients)
+autograd("add_forward", _setup_add, _add_gradients)
 
 SECOND_ORDER = ("has no gradient of its own: autograd with create_graph=True differentiates the "
                 "definition instead")

@@ -78,7 +78,7 @@ def glu_linear(packed: Tensor, weight: Tensor, bias: Optional[Tensor], activatio
     _check(packed, weight, bias)
     if _watch.transformed():
         return _definition(packed, weight, bias, activation)
-    if _watch.direct(packed, weight, bias) and (packed.is_cuda or packed.is_cpu):
+    if _watch.direct(packed, weight, bias):
         if _functional.records(packed, weight, bias):
             return _direct(packed, weight, bias, activation)
         return _forward(packed, weight, bias, activation)

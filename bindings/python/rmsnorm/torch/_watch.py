@@ -2,7 +2,7 @@
 
 It may where the tensors are plain ones and nothing is active that sees operators go by: no dispatch
 or function mode (fake tensors, selective checkpointing, a default device, ...), no functorch
-level, no forward-mode AD, no tracing. Each test is one that PyTorch itself makes.
+level, no forward-mode AD, no tracing.
 """
 from typing import Optional
 
@@ -10,29 +10,36 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
+from . import _host
+
 _TENSORS = {Tensor, torch.nn.Parameter}
-_PLAIN = {*_TENSORS, type(None)}
+_in_old_vmap = torch._C._functorch.is_legacy_batchedtensor  # is_grads_batched's, vectorize's
 compiling = torch.compiler.is_dynamo_compiling
-_dispatch_modes = torch._C._len_torch_dispatch_stack
-_function_modes = torch._C._len_torch_function_stack
-_functorch = torch._C._are_functorch_transforms_active
-_tracing = torch._C._is_tracing
+
+
+def plain(x: Tensor, *others: Optional[Tensor]) -> bool:
+    """Whether the tensors are plain ones, x with memory on the CPU or CUDA, and nobody looks on.
+    Not for what Dynamo traces."""
+    if type(x) not in _TENSORS or not (x.is_cuda or x.is_cpu) or _in_old_vmap(x):
+        return False
+    for tensor in others:
+        if tensor is not None and type(tensor) not in _TENSORS:
+            return False
+    for looks_on in _host.watchers:
+        if looks_on():
+            return False
+    return forward_ad._current_level < 0
+
+
+_plain = plain if _host.module is None else _host.module.plain
 
 
 def direct(x: Tensor, y: Optional[Tensor] = None, z: Optional[Tensor] = None,
-           *others: Optional[Tensor]) -> bool:
+           u: Optional[Tensor] = None, v: Optional[Tensor] = None) -> bool:
     """Whether a call with these tensors may go past the dispatcher."""
-    if compiling():
-        return False
-    if type(x) not in _TENSORS or type(y) not in _PLAIN or type(z) not in _PLAIN:
-        return False
-    for tensor in others:
-        if type(tensor) not in _PLAIN:
-            return False
-    return not (_dispatch_modes() or _function_modes() or _functorch() or _tracing()
-                or forward_ad._current_level >= 0)
+    return not compiling() and _plain(x, y, z, u, v)
 
 
 def transformed() -> bool:
     """Whether torch.func or forward-mode AD is at work, which want PyTorch's own operators."""
-    return _functorch() or forward_ad._current_level >= 0
+    return torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
