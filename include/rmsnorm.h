@@ -266,7 +266,8 @@ RMSNORM_API void rmsnorm_context_destroy(rmsnorm_context_t *context);
  *   (fp64 2).
  *   dx: 0.501 ulp (fp64 2) + 2^-40 * (rstd * (|w dy| + |xhat| * mean|w dy xhat|) +
  *   |dresidual_out|).
- *   dweight, dbias: 0.501 ulp (fp64 2) + 2^-40 * sum of the absolute terms.
+ *   dweight, dbias: 0.501 ulp (fp64 2) + 2^-40 * sum of the absolute terms; fp64 plus 2^-1075 for
+ *   each of the rows, which only shows where terms are subnormal.
  *   The same bits on every ISA, thread count, split of the work, alignment and stride.
  * CUDA. y: fp32 at most 1 ulp, fp16 and bf16 0.51 ulp, fp64 2 ulp, for every finite h; with a bias,
  *   plus 2^-22 of |h * rstd * weight|. rstd: 1 ulp if x, y or h is fp32 or fp64, else 0.5 ulp +
@@ -274,7 +275,8 @@ RMSNORM_API void rmsnorm_context_destroy(rmsnorm_context_t *context);
  *   dx: 0.51 ulp (fp32 1, fp64 2) + 2^-19 * (rstd * (|w dy| + |xhat| * mean|w dy xhat|) +
  *   |dresidual_out|) (fp64: 2^-40); where x and dy are not fp64, plus 2^-148 * rstd *
  *   (1 + mean|w dy xhat|), which only shows in subnormal results. dweight, dbias: 0.51 ulp (fp32 1,
- *   fp64 2) + 2^-18 * sum of the absolute terms (fp64: 2^-40), at any number of rows.
+ *   fp64 2) + 2^-18 * sum of the absolute terms (fp64: 2^-40 and 2^-1075 for each row), at any
+ *   number of rows.
  *   Deterministic. y, rstd and dx of a row depend on its elements, weight, bias, scalars, cols,
  *   dtypes and the GPU's architecture: not on rows, the row's position, strides, alignment,
  *   aliasing, OVERLAP, or which other outputs are asked for. dweight and dbias depend on the shape

@@ -4,6 +4,7 @@
 #include <cstdio>
 
 #include "cuda/kernels/backward_exact.cuh"
+#include "cuda/kernels/backward_few.cuh"
 #include "cuda/kernels/backward_rows.cuh"
 #include "cuda/kernels/backward_short.cuh"
 #include "cuda/kernels/sum_partials.cuh"
@@ -17,7 +18,7 @@ template <class T, bool kWhole, bool kPlain>
 const void *rows_kernel(int vectors) {
   if (vectors == 1) return reinterpret_cast<const void *>(backward_short<T, kWhole, kPlain>);
   if (vectors == 2) return reinterpret_cast<const void *>(backward_rows<T, 2, kWhole, kPlain>);
-  return reinterpret_cast<const void *>(backward_rows<T, 4, kWhole, kPlain>);
+  return reinterpret_cast<const void *>(backward_rows < T, 4, kWhole, kWhole && kPlain >);
 }
 
 // Mixed dtypes are never plain.
@@ -37,6 +38,14 @@ const void *rows_kernel(rmsnorm_dtype_t dtype, int vectors, bool whole, bool pla
                  : rows_kernel<true, false>(dtype, vectors);
   return plain ? rows_kernel<false, true>(dtype, vectors)
                : rows_kernel<false, false>(dtype, vectors);
+}
+
+const void *few_kernel(rmsnorm_dtype_t dtype) {
+  switch (dtype) {
+    case RMSNORM_DTYPE_BF16: return reinterpret_cast<const void *>(backward_few<__nv_bfloat16>);
+    case RMSNORM_DTYPE_F16: return reinterpret_cast<const void *>(backward_few<__half>);
+    default: return reinterpret_cast<const void *>(backward_few<float>);
+  }
 }
 
 // The tensors of rows x groups x cols.
@@ -67,6 +76,7 @@ struct Plan {
   bool by_group;
   int64_t sums;       // weight gradients: one, or one per group (by_group)
   int64_t sum_tasks;  // rows that share a sum
+  FewConfig few;      // groups 0: backward_rows and sum_partials
   // backward_rows
   bool rows_dweight;
   int64_t blocks, chunks, pitch;
@@ -139,7 +149,9 @@ Plan plan_of(const State &state, const BackwardProblem &p, bool by_group) {
     if (plan.blocks > 0)
       plan.chunks = divide_up(divide_up(plan.sum_tasks, plan.blocks * config.groups), kChunkRows);
     plan.pitch = int64_t(config.cluster) * config.threads * config.vectors * width;
-    plan.rows_dweight = p.dweight.present();
+    if (!by_group)
+      plan.few = choose_few(config, divide_up(p.cols, width), tasks, state.multiprocessors);
+    plan.rows_dweight = p.dweight.present() && plan.few.groups == 0;
     if (!p.rstd.present()) plan.rstd = reserve(tasks, sizeof(float), &plan.bytes);
     if (plan.rows_dweight)
       plan.partial = reserve(static_cast<unsigned __int128>(plan.sums) * plan.blocks *
@@ -147,7 +159,7 @@ Plan plan_of(const State &state, const BackwardProblem &p, bool by_group) {
                              sizeof(float), &plan.bytes);
   }
   plan.exact_rows = config.vectors == 0 && rows_outputs;
-  const bool column_dweight = p.dweight.present() && !plan.rows_dweight;
+  const bool column_dweight = p.dweight.present() && !plan.rows_dweight && plan.few.groups == 0;
   plan.columns = column_dweight || p.dbias.present();
   if (plan.exact_rows) plan.row_rstd = reserve(tasks, sizeof(RowRstd), &plan.bytes);
   if (plan.columns) {
@@ -169,6 +181,9 @@ class Run {
       : state_(state),
         p_(problem),
         plan_(plan_of(state, problem, is_by_group(problem))),
+        whole_(is_whole(problem, plan_.width)),
+        plain_(problem.dx.present() && !problem.dresidual.present() &&
+               !problem.dresidual_out.present() && (plan_.by_group || problem.groups == 1)),
         stream_(call.stream) {
     const uintptr_t start = reinterpret_cast<uintptr_t>(call.workspace);
     workspace_ = reinterpret_cast<char *>((start + kAlignment - 1) / kAlignment * kAlignment);
@@ -176,11 +191,15 @@ class Run {
 
   rmsnorm_status_t run() {
     if (plan_.columns || plan_.exact_rows) RMSNORM_TRY(run_exact());
-    if (plan_.config.vectors != 0 && plan_.blocks > 0) RMSNORM_TRY(run_rows());
+    if (plan_.config.vectors != 0 && plan_.blocks > 0) {
+      View rstd = p_.rstd;
+      if (!rstd.present()) RMSNORM_TRY(find_rstd(&rstd));
+      RMSNORM_TRY(plan_.few.groups != 0 ? run_few(rstd) : run_rows(rstd));
+    }
     if (!p_.dweight.present() && !p_.dbias.present()) return RMSNORM_SUCCESS;
     if (plan_.rows_dweight)
       RMSNORM_TRY(sum<float>(p_.dweight, plan_.partial, plan_.blocks * plan_.chunks, plan_.pitch));
-    else if (p_.dweight.present())
+    else if (p_.dweight.present() && plan_.few.groups == 0)
       RMSNORM_TRY(sum<double>(p_.dweight, plan_.dweight, plan_.column_chunks, plan_.column_pitch));
     if (p_.dbias.present())
       RMSNORM_TRY(sum<double>(p_.dbias, plan_.dbias, plan_.column_chunks, plan_.column_pitch));
@@ -188,12 +207,12 @@ class Run {
   }
 
  private:
-  // The first kernel may overlap the stream's earlier work if the caller asked for it; sum_partials
-  // always may overlap the end of the kernel before it, which is ours.
+  // A kernel may always overlap the end of one before it that is ours; the first one may overlap
+  // the stream's earlier work if the caller asked for it.
   bool overlap() {
-    const bool first = !launched_;
+    const bool may = launched_ || p_.overlap;
     launched_ = true;
-    return first && p_.overlap;
+    return may;
   }
 
   template <class T>
@@ -224,9 +243,10 @@ class Run {
     args.dx = matrix_of(p_.dx);
     args.dresidual = matrix_of(p_.dresidual);
     args.row_rstd = at<RowRstd>(plan_.row_rstd);
-    args.dweight = plan_.columns && p_.dweight.present() && !plan_.rows_dweight
-                       ? at<double>(plan_.dweight)
-                       : nullptr;
+    args.dweight =
+        plan_.columns && p_.dweight.present() && !plan_.rows_dweight && plan_.few.groups == 0
+            ? at<double>(plan_.dweight)
+            : nullptr;
     args.dbias = p_.dbias.present() ? at<double>(plan_.dbias) : nullptr;
     args.rows = plan_.sum_tasks;
     args.cols = p_.cols;
@@ -236,10 +256,7 @@ class Run {
     args.weight_offset = p_.weight_offset;
     args.by_group = plan_.by_group;
     if (plan_.exact_rows)
-      RMSNORM_TRY(launch_tasks(p_.x.dtype == RMSNORM_DTYPE_F64
-                                   ? reinterpret_cast<const void *>(backward_rstd<true>)
-                                   : reinterpret_cast<const void *>(backward_rstd<false>),
-                               args));
+      RMSNORM_TRY(launch_tasks(reinterpret_cast<const void *>(backward_rstd), args));
     if (plan_.columns) {
       args.rows_per_chunk = divide_up(plan_.sum_tasks, plan_.column_chunks);
       args.overlap = overlap();
@@ -266,9 +283,8 @@ class Run {
     return cuda::run(&state_, forward, {nullptr, stream_});
   }
 
-  rmsnorm_status_t run_rows() {
-    View rstd = p_.rstd;
-    if (!rstd.present()) RMSNORM_TRY(find_rstd(&rstd));
+  // What backward_rows and backward_few are told of the problem.
+  BackwardArgs row_args(const View &rstd) {
     BackwardArgs args = {};
     args.tasks = Tasks(plan_.sum_tasks, p_.groups);
     args.dy = matrix_of(p_.dy);
@@ -278,11 +294,19 @@ class Run {
     args.dresidual_out = matrix_of(p_.dresidual_out);
     args.dx = matrix_of(p_.dx);
     args.dresidual = matrix_of(p_.dresidual);
-    args.partial = plan_.rows_dweight ? at<float>(plan_.partial) : nullptr;
     args.cols = p_.cols;
     args.eps = p_.eps;
     args.weight_offset = p_.weight_offset;
     args.inverse_cols = float(1.0 / double(p_.cols));
+    args.cluster = plan_.config.cluster;
+    args.by_group = plan_.by_group;
+    return args;
+  }
+
+  // dx by rows, and the partial sums of dweight unless strips have it.
+  rmsnorm_status_t run_rows(const View &rstd) {
+    BackwardArgs args = row_args(rstd);
+    args.partial = plan_.rows_dweight ? at<float>(plan_.partial) : nullptr;
     args.stride = plan_.blocks * plan_.config.groups;
     args.rows_each = int(plan_.sum_tasks / args.stride);
     args.rows_more = plan_.sum_tasks % args.stride;
@@ -294,24 +318,55 @@ class Run {
     args.chunks = int(plan_.chunks);
     args.pitch = plan_.pitch;
     const BackwardConfig &config = plan_.config;
-    const bool whole = is_whole(p_, plan_.width);
-    args.cluster = config.cluster;
     args.stages = config.stages;
-    while (memory_of(plan_, config, args.stages, whole, plan_.rows_dweight).bytes() >
+    while (memory_of(plan_, config, args.stages, whole_, plan_.rows_dweight).bytes() >
            state_.shared_memory)
       --args.stages;
-    const BackwardMemory memory = memory_of(plan_, config, args.stages, whole, plan_.rows_dweight);
+    const BackwardMemory memory = memory_of(plan_, config, args.stages, whole_, plan_.rows_dweight);
     args.sum_slots = memory.sum_slots;
-    args.by_group = plan_.by_group;
     args.overlap = overlap();
     args.paced = config.paced;
     const int64_t blocks = plan_.blocks * plan_.sums * config.cluster;
     RMSNORM_TRY(check_blocks(blocks));
     const LaunchShape shape = {blocks,  config.threads, config.groups, memory.bytes(),
                                stream_, args.overlap,   config.cluster};
-    const bool plain = p_.dx.present() && !p_.dresidual.present() && !p_.dresidual_out.present() &&
-                       (plan_.by_group || p_.groups == 1);
-    return launch(state_, rows_kernel(plan_.dtype, config.vectors, whole, plain), shape, &args);
+    return launch(state_, rows_kernel(plan_.dtype, config.vectors, whole_, plain_), shape, &args);
+  }
+
+  // dweight by strips and dx by rows: in one kernel if the rows are plain and aligned, the strips
+  // first if dx may take the place of what they read.
+  rmsnorm_status_t run_few(const View &rstd) {
+    const bool one_kind = whole_ && plain_ && plan_.dtype != RMSNORM_DTYPE_NONE;
+    const bool in_place = p_.dx.data == p_.x.data || p_.dx.data == p_.dy.data;
+    const int strips = p_.dweight.present()
+                           ? int(divide_up(p_.cols, int64_t(plan_.few.strip_vectors) * plan_.width))
+                           : 0;
+    const int64_t rows = divide_up(plan_.sum_tasks, plan_.few.groups);
+    if (one_kind && !in_place) return launch_few(rstd, few_kernel(plan_.dtype), strips, rows);
+    if (strips > 0)
+      RMSNORM_TRY(launch_few(rstd,
+                             one_kind ? few_kernel(plan_.dtype)
+                                      : reinterpret_cast<const void *>(backward_few_columns),
+                             strips, 0));
+    if (one_kind) return launch_few(rstd, few_kernel(plan_.dtype), 0, rows);
+    return p_.dx.present() || p_.dresidual.present() ? run_rows(rstd) : RMSNORM_SUCCESS;
+  }
+
+  rmsnorm_status_t launch_few(const View &rstd, const void *kernel, int strips, int64_t rows) {
+    FewArgs args = {};
+    static_cast<BackwardArgs &>(args) = row_args(rstd);
+    args.sum_slots = kBackwardWarps;
+    args.dweight = p_.dweight.data;
+    args.dweight_dtype = p_.dweight.dtype;
+    args.accumulate = p_.accumulate;
+    args.strips = strips;
+    args.strip_vectors = plan_.few.strip_vectors;
+    args.lanes = plan_.few.lanes;
+    args.width = plan_.width;
+    args.overlap = overlap();
+    const LaunchShape shape = {
+        strips + rows, plan_.config.threads, plan_.few.groups, 0, stream_, args.overlap, 1};
+    return launch(state_, kernel, shape, &args);
   }
 
   template <class Real>
@@ -325,7 +380,7 @@ class Run {
     args.out_group_stride = matrix_of(out).group_stride;
     args.dtype = out.dtype;
     args.accumulate = p_.accumulate;
-    args.overlap = launched_ || p_.overlap;
+    args.overlap = overlap();
     args.tiles = uint32_t(divide_up(p_.cols, kSumColumns));
     const int64_t blocks = args.tiles * plan_.sums;
     RMSNORM_TRY(check_blocks(blocks));
@@ -349,6 +404,7 @@ class Run {
   const State &state_;
   const BackwardProblem &p_;
   Plan plan_;
+  bool whole_, plain_;
   void *stream_;
   char *workspace_;
   bool launched_ = false;
@@ -370,7 +426,8 @@ void kernel_name(const void *state, const BackwardProblem &p, char *name) {
     return;
   }
   const BackwardConfig &c = plan.config;
-  std::snprintf(name, RMSNORM_KERNEL_NAME_SIZE, "cuda_backward_rows_%s_v%d_t%d_g%d_c%d",
+  std::snprintf(name, RMSNORM_KERNEL_NAME_SIZE, "cuda_backward_%s_%s_v%d_t%d_g%d_c%d",
+                plan.few.groups != 0 ? "few" : "rows",
                 plan.dtype == RMSNORM_DTYPE_NONE ? "mixed" : dtype_name(plan.dtype), c.vectors,
                 c.threads, c.groups, c.cluster);
 }
@@ -388,13 +445,15 @@ rmsnorm_status_t visit_backward_kernels(const KernelVisitor &visitor) {
         for (const bool plain : {false, true})
           RMSNORM_TRY(visitor.visit(rows_kernel(dtype, vectors, whole, plain),
                                     KernelNeeds::kSharedMemory | KernelNeeds::kClusters));
+  for (const rmsnorm_dtype_t dtype : {RMSNORM_DTYPE_BF16, RMSNORM_DTYPE_F16, RMSNORM_DTYPE_F32})
+    RMSNORM_TRY(visitor.visit(few_kernel(dtype), KernelNeeds::kNothing));
   // sum_partials starts beside backward_rows: a multiprocessor need not be reconfigured for it.
   RMSNORM_TRY(visitor.visit(reinterpret_cast<const void *>(sum_partials<float>),
                             KernelNeeds::kSharedMemory));
-  for (const void *kernel : {reinterpret_cast<const void *>(backward_rstd<false>),
-                             reinterpret_cast<const void *>(backward_rstd<true>),
+  for (const void *kernel : {reinterpret_cast<const void *>(backward_rstd),
                              reinterpret_cast<const void *>(backward_columns),
                              reinterpret_cast<const void *>(backward_exact),
+                             reinterpret_cast<const void *>(backward_few_columns),
                              reinterpret_cast<const void *>(sum_partials<double>)})
     RMSNORM_TRY(visitor.visit(kernel, KernelNeeds::kNothing));
   return RMSNORM_SUCCESS;

@@ -123,6 +123,32 @@ inline BackwardConfig choose_backward(int64_t row_vectors, int multiprocessors, 
   return config;
 }
 
+struct FewConfig {
+  int groups;         // of BackwardConfig::threads in a block; 0: too many rows for backward_few
+  int strip_vectors;  // side by side in a strip
+  int lanes;          // that share the rows of one, each at most 32
+};
+
+// Rows that few blocks can sum by columns while the others find dx. Against backward_rows and
+// sum_partials, us: 64x8192 4.1 (8.1), 300x6144 7.1 (10.8), 512x8192 12.5 (14.7), 1024x4096 12.1
+// (13.9), 512x512 4.4 (6.1); 1024x2880 no gain, 2048x512 10.9 (8.3). Strips of 4 where there are
+// multiprocessors enough: 512x4096 7.5 (of 8: 8.9), 300x6144 8.2 (7.2).
+inline FewConfig choose_few(const BackwardConfig &config, int64_t row_vectors, int64_t tasks,
+                            int multiprocessors) {
+  if (config.vectors != 2 || config.cluster != 1) return {};
+  if (tasks == 0 || tasks > (row_vectors > 256 ? row_vectors * 2 : 512)) return {};
+  if (tasks * row_vectors > int64_t(multiprocessors) * 4096) return {};
+  FewConfig few = {1, 4, 0};
+  while ((few.groups + 1) * config.threads <= 256) ++few.groups;
+  if (divide_up(row_vectors, 4) * 4 > int64_t(multiprocessors) * 5) few.strip_vectors = 8;
+  // Whole warps, with 4 rows a lane while there are so few.
+  const int most = few.groups * config.threads / few.strip_vectors;
+  const int of_warp = 32 / few.strip_vectors;
+  const int64_t wanted = divide_up(divide_up(tasks, 4), of_warp) * of_warp;
+  few.lanes = wanted < most ? int(wanted) : most;
+  return few;
+}
+
 // Rows of one partial sum of the column kernel: enough blocks to fill the device, few enough
 // partial rows.
 inline int64_t choose_column_chunks(int64_t tasks, int64_t column_tiles, int multiprocessors) {

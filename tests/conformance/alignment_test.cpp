@@ -42,6 +42,27 @@ TEST_P(Alignment, EachTensorByEachElement) {
       }
 }
 
+// dx and dweight alone, which aligned tensors get from one kernel and others from several.
+TEST_P(Alignment, PlainBackward) {
+  for (const rmsnorm_dtype_t dtype : kDtypes)
+    for (const int64_t cols : {264, 1024, 4104})
+      for (const int64_t rows : {3, 130, 700}) {
+        if (rows * cols > 600000) continue;
+        const Case base = backward_case(rows, cols, dtype);
+        Execution aligned(device(), base);
+        ASSERT_EQ(aligned.run(), RMSNORM_SUCCESS) << last_error();
+        ASSERT_TRUE(conforms(aligned));
+        for (const Name name : {kX, kDy, kWeight, kDx, kDweight}) {
+          Case c = base;
+          c[name].misalign = rmsnorm::element_size(dtype);
+          expect_same(aligned, c);
+        }
+        Case strided = base;
+        strided[kX].row_stride = cols + 16;
+        expect_same(aligned, strided);
+      }
+}
+
 // All tensors misaligned at once, each differently, with mixed dtypes and strides that keep them
 // so.
 TEST_P(Alignment, AllTensorsDifferently) {

@@ -2,6 +2,7 @@
 // cancels, and weight gradients of very many rows.
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <cmath>
 
 #include "../support/judge.h"
@@ -11,12 +12,15 @@
 namespace rmsnorm_test {
 namespace {
 
+// Weight gradients of so many rows are added by other kernels than those of few.
+constexpr int64_t kManyRows = 700;
+
 class ExtremesBackward : public OnDevice {
  protected:
-  // Every odd row of `name` is a recipe.
-  void run_recipes(Case c, Name name) {
+  // Every odd row of `name` is a recipe, of at least `rows`.
+  void run_recipes(Case c, Name name, int64_t rows = 0) {
     const std::vector<Recipe> recipes = finite_recipes(c[name].dtype, c.cols);
-    c.rows = static_cast<int64_t>(2 * recipes.size() + 1);
+    c.rows = std::max(rows, static_cast<int64_t>(2 * recipes.size() + 1));
     Execution execution(device(), c);
     for (size_t i = 0; i < recipes.size(); ++i)
       cook(&execution, name, static_cast<int64_t>(2 * i + 1), recipes[i]);
@@ -32,6 +36,7 @@ TEST_P(ExtremesBackward, RowsOfX) {
         Case c = backward_case(0, cols, dtype);
         c.eps = eps;
         run_recipes(c, kX);
+        if (cols >= 333) run_recipes(c, kX, kManyRows);
       }
 }
 
@@ -43,6 +48,7 @@ TEST_P(ExtremesBackward, RowsOfDy) {
       c[kWeight].scale = 0x1p-12;
       c[kDweight] = {};
       run_recipes(c, kDy);
+      if (cols >= 333) run_recipes(c, kDy, kManyRows);
     }
 }
 
@@ -58,6 +64,30 @@ TEST_P(ExtremesBackward, LargeSums) {
       c[kDy].scale = limits_of(dtype).largest / 301;
       EXPECT_TRUE(conforms(device(), c));
     }
+}
+
+// Weight gradients whose terms are at either end of fp32, or are nothing, beside ordinary ones.
+// fp64 has no wider dtype for terms that are subnormal.
+TEST_P(ExtremesBackward, ColumnsAtTheEnds) {
+  for (const rmsnorm_dtype_t dtype : kDtypes)
+    for (const int64_t rows : {5, 300})
+      for (const int64_t cols : {272, 333}) {
+        Case c = backward_case(rows, cols, dtype);
+        c[kWeight].scale = 0x1p-12;
+        c[kDweight].dtype = rstd_dtype(dtype);
+        c[kDx] = {};
+        Limits limits = limits_of(dtype);
+        if (dtype == RMSNORM_DTYPE_F64) limits.smallest = limits.smallest_normal = 0x1p-960;
+        Execution execution(device(), c);
+        for (int64_t row = 0; row < rows; ++row) {
+          execution.set(kDy, row, 0, 3, limits.smallest);
+          execution.set(kDy, row, 0, 9, row % 2 == 0 ? limits.largest / (rows * 16.0) : -limits.smallest);
+          execution.set(kDy, row, 0, 17, 0.0);
+          execution.set(kDy, row, 0, 200, limits.smallest_normal);
+        }
+        ASSERT_EQ(execution.run(), RMSNORM_SUCCESS) << last_error();
+        EXPECT_TRUE(conforms(execution));
+      }
 }
 
 TEST_P(ExtremesBackward, RowsOfDresidualOut) {
@@ -79,11 +109,15 @@ TEST_P(ExtremesBackward, UselessRstdIsRecomputed) {
                                 -HUGE_VAL,
                                 limits.smallest,
                                 limits.smallest_normal - limits.smallest};
-      Case c = full_case(Direction::kBackward, 13, cols, dtype);
-      Execution execution(device(), c);
-      for (int64_t i = 0; i < 6; ++i) execution.set(kRstd, 2 * i + 1, 0, 0, useless[i]);
-      ASSERT_EQ(execution.run(), RMSNORM_SUCCESS) << last_error();
-      EXPECT_TRUE(conforms(execution));
+      for (Case c : {full_case(Direction::kBackward, 13, cols, dtype),
+                     full_case(Direction::kBackward, kManyRows, cols, dtype),
+                     backward_case(13, cols, dtype), backward_case(kManyRows, cols, dtype)}) {
+        c[kRstd].dtype = rstd_dtype(dtype);
+        Execution execution(device(), c);
+        for (int64_t i = 0; i < 6; ++i) execution.set(kRstd, 2 * i + 1, 0, 0, useless[i]);
+        ASSERT_EQ(execution.run(), RMSNORM_SUCCESS) << last_error();
+        EXPECT_TRUE(conforms(execution));
+      }
     }
 }
 

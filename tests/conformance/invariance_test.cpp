@@ -76,6 +76,22 @@ TEST_P(Invariance, WideRows) {
       }
 }
 
+// Backward of few rows takes other kernels than that of many, where it asks for nothing else too.
+TEST_P(Invariance, BackwardOfFewRowsAmongMany) {
+  for (const rmsnorm_dtype_t dtype : kDtypes)
+    for (const int64_t cols : {272, 1024, 1096, 4096, 8192}) {
+      const int64_t rows = cols > 2000 ? 1100 : 600;
+      Execution many(device(), backward_case(rows, cols, dtype));
+      ASSERT_EQ(many.run(), RMSNORM_SUCCESS) << last_error();
+      for (const int64_t few : {1, 5}) {
+        Execution part(device(), backward_case(few, cols, dtype));
+        copy_rows(many, rows - few, &part);
+        ASSERT_EQ(part.run(), RMSNORM_SUCCESS) << last_error();
+        expect_same_rows(many, rows - few, part);
+      }
+    }
+}
+
 // Any split of the rows, at strides of its own.
 TEST_P(Invariance, SplitByRows) {
   for (const rmsnorm_dtype_t dtype : kDtypes)

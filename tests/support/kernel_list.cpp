@@ -47,11 +47,15 @@ void add_forward(rmsnorm_dtype_t dtype, bool whole, std::vector<Case> *list) {
 }
 
 void add_backward(rmsnorm_dtype_t dtype, bool whole, std::vector<Case> *list) {
-  // Short rows, rows of a block, of two, of sixteen.
-  for (const int64_t vectors : {5, 32, 40, 1000, 1500, 17000}) {
-    const int64_t cols = cols_of(vectors, width_of(dtype), whole);
-    Case plain = backward_case(vectors < 1000 ? 300 : 7, cols, first_of(dtype));
-    Case all = full_case(Direction::kBackward, 7, cols, first_of(dtype));
+  // Short rows, rows of a block (few of them, and many), of two, of sixteen.
+  const struct {
+    int64_t vectors, rows;
+  } shapes[] = {{5, 300}, {32, 300}, {40, 1000}, {40, 300}, {1000, 7}, {1500, 7}, {17000, 7}};
+  for (const auto &shape : shapes) {
+    const int64_t cols = cols_of(shape.vectors, width_of(dtype), whole);
+    Case plain = backward_case(shape.rows, cols, first_of(dtype));
+    Case all =
+        full_case(Direction::kBackward, shape.rows > 300 ? shape.rows : 7, cols, first_of(dtype));
     all.flags = RMSNORM_FLAG_ACCUMULATE;
     for (Case *c : {&plain, &all}) {
       if (dtype == RMSNORM_DTYPE_NONE) (*c)[kDx].dtype = RMSNORM_DTYPE_F32;

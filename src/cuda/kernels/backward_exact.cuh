@@ -33,7 +33,6 @@ struct ExactBackwardArgs {
 };
 
 // row_rstd: as given; computed where it is absent, 0, Inf or subnormal.
-template <bool kPairs>
 __global__ void __launch_bounds__(kExactThreads)
     backward_rstd(const __grid_constant__ ExactBackwardArgs a) {
   __shared__ Pair scratch[32];
@@ -45,8 +44,10 @@ __global__ void __launch_bounds__(kExactThreads)
   const double smallest = a.rstd.dtype == RMSNORM_DTYPE_F64 ? 0x1p-1022 : 0x1p-126;
   if (fabs(row.rstd) < smallest || isinf(row.rstd)) {
     const char *x = a.x.at(r, g);
-    const ExactScale scale = exact_scale<kPairs>(
-        a.cols, a.eps, [&](int64_t c) { return load_double(x, c, a.x.dtype); }, scratch);
+    const auto element = [&](int64_t c) { return load_double(x, c, a.x.dtype); };
+    const ExactScale scale = a.x.dtype == RMSNORM_DTYPE_F64
+                                 ? exact_scale<true>(a.cols, a.eps, element, scratch)
+                                 : exact_scale<false>(a.cols, a.eps, element, scratch);
     row = {scale.rstd.high, scale.exponent};
   }
   if (threadIdx.x == 0) a.row_rstd[task] = row;
@@ -90,6 +91,7 @@ __global__ void __launch_bounds__(kExactThreads)
   a.tasks.locate(task, &r, &g);
   const char *x = a.x.at(r, g), *dy = a.dy.at(r, g);
   const char *weight = a.weight.data + g * a.weight.group_stride;
+  if (a.overlap) start_beside_neighbours();
   const RowRstd row = a.row_rstd[task];
   const auto weighted_dy = [&](int64_t c) {
     const double w = a.weight.data != nullptr ? load_double(weight, c, a.weight.dtype) : 1;

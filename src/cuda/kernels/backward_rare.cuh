@@ -75,7 +75,7 @@ __device__ inline bool in_range(float rstd) {
 
 // One row: writes this thread's elements of dx and dresidual, and adds dy * xhat for dweight to
 // floats in shared memory: element i of vector v at slots[v * slot_step + i / 4 * half_step], float
-// i % 4. `redo`: whether it is for this row.
+// i % 4; slots NULL: dweight is not this row's affair. `redo`: whether it is for this row.
 __device__ inline void exact_row(const BackwardArgs &a, Part part, int64_t task, Team team,
                                  bool redo, double *scratch, uint4 *slots, int slot_step,
                                  int half_step) {
@@ -106,7 +106,9 @@ __device__ inline void exact_row(const BackwardArgs &a, Part part, int64_t task,
     if (a.dx.data != nullptr) store_double(a.dx.at(part.r, part.g), c, a.dx.dtype, dx);
     if (a.dresidual.data != nullptr)
       store_double(a.dresidual.at(part.r, part.g), c, a.dresidual.dtype, dx);
-    reinterpret_cast<float *>(slots + v * slot_step + i / 4 * half_step)[i % 4] += float(dy * xhat);
+    if (slots != nullptr)
+      reinterpret_cast<float *>(slots + v * slot_step + i / 4 * half_step)[i % 4] +=
+          float(dy * xhat);
   });
 }
 
@@ -120,7 +122,7 @@ constexpr int kFlushRows = 32, kChunkRows = 48 * kFlushRows;
 __device__ __noinline__ void exact_rows(const BackwardArgs &a, Part part, int64_t task,
                                         uint32_t rows, Team team, double *scratch, uint4 *slots,
                                         int slot_step, int half_step) {
-  for (int v = 0; v < part.vectors; ++v)
+  for (int v = 0; slots != nullptr && v < part.vectors; ++v)
     for (int i = 0; i < part.width; i += 4)
       slots[v * slot_step + i / 4 * half_step] = make_uint4(0, 0, 0, 0);
 #pragma unroll 1
