@@ -275,8 +275,8 @@ RMSNORM_API void rmsnorm_context_destroy(rmsnorm_context_t *context);
  *   dx: 0.51 ulp (fp32 1, fp64 2) + 2^-19 * (rstd * (|w dy| + |xhat| * mean|w dy xhat|) +
  *   |dresidual_out|) (fp64: 2^-40); where x and dy are not fp64, plus 2^-148 * rstd *
  *   (1 + mean|w dy xhat|), which only shows in subnormal results. dweight, dbias: 0.51 ulp (fp32 1,
- *   fp64 2) + 2^-18 * sum of the absolute terms (fp64: 2^-40 and 2^-1075 for each row), at any
- *   number of rows.
+ *   fp64 2) + 2^-18 * sum of the absolute terms (fp64: 2^-40), at any number of rows; plus 2^-149
+ *   of 1 + |x| (fp64: 2^-1075) for each row, which only shows in subnormal results.
  *   Deterministic. y, rstd and dx of a row depend on its elements, weight, bias, scalars, cols,
  *   dtypes and the GPU's architecture: not on rows, the row's position, strides, alignment,
  *   aliasing, OVERLAP, or which other outputs are asked for. dweight and dbias depend on the shape

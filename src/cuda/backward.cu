@@ -100,7 +100,9 @@ size_t reserve(unsigned __int128 count, size_t size, size_t *total) {
 }
 
 // by_group: weight, dweight or dbias is per group, so that a block keeps to one group.
-bool is_by_group(const BackwardProblem &p) { return p.per_group || p.weight.group_stride != 0; }
+bool is_by_group(const BackwardProblem &p) {
+  return p.groups > 1 && (p.per_group || p.weight.group_stride != 0);
+}
 
 // The shared memory of a block whose ring has `stages`.
 BackwardMemory memory_of(const Plan &plan, const BackwardConfig &c, int stages, bool whole,
@@ -149,7 +151,7 @@ Plan plan_of(const State &state, const BackwardProblem &p, bool by_group) {
     if (plan.blocks > 0)
       plan.chunks = divide_up(divide_up(plan.sum_tasks, plan.blocks * config.groups), kChunkRows);
     plan.pitch = int64_t(config.cluster) * config.threads * config.vectors * width;
-    if (!by_group)
+    if (!by_group && p.cols % width == 0)
       plan.few = choose_few(config, divide_up(p.cols, width), tasks, state.multiprocessors);
     plan.rows_dweight = p.dweight.present() && plan.few.groups == 0;
     if (!p.rstd.present()) plan.rstd = reserve(tasks, sizeof(float), &plan.bytes);
@@ -413,9 +415,11 @@ class Run {
 }  // namespace
 
 size_t workspace_size(const void *state, const BackwardProblem &p) {
-  // The larger of both: the size must not depend on strides.
   const State &own = *static_cast<const State *>(state);
-  const size_t together = plan_of(own, p, false).bytes, by_group = plan_of(own, p, true).bytes;
+  const size_t together = plan_of(own, p, false).bytes;
+  if (p.groups == 1) return together;
+  // The larger of both: the size must not depend on strides.
+  const size_t by_group = plan_of(own, p, true).bytes;
   return together > by_group ? together : by_group;
 }
 

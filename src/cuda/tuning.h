@@ -129,10 +129,10 @@ struct FewConfig {
   int lanes;          // that share the rows of one, each at most 32
 };
 
-// Rows that few blocks can sum by columns while the others find dx. Against backward_rows and
-// sum_partials, us: 64x8192 4.1 (8.1), 300x6144 7.1 (10.8), 512x8192 12.5 (14.7), 1024x4096 12.1
-// (13.9), 512x512 4.4 (6.1); 1024x2880 no gain, 2048x512 10.9 (8.3). Strips of 4 where there are
-// multiprocessors enough: 512x4096 7.5 (of 8: 8.9), 300x6144 8.2 (7.2).
+// Rows, of whole vectors, that few blocks can sum by columns while the others find dx. Against
+// backward_rows and sum_partials, us: 64x8192 4.1 (8.1), 300x6144 7.1 (10.8), 512x8192 12.5 (14.7),
+// 1024x4096 12.1 (13.9), 512x512 4.4 (6.1); 1024x2880 no gain, 2048x512 10.9 (8.3). Strips of 4
+// where there are multiprocessors enough: 512x4096 7.5 (of 8: 8.9), 300x6144 8.2 (7.2).
 inline FewConfig choose_few(const BackwardConfig &config, int64_t row_vectors, int64_t tasks,
                             int multiprocessors) {
   if (config.vectors != 2 || config.cluster != 1) return {};

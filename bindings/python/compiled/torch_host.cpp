@@ -385,17 +385,18 @@ PyObject *spread(PyObject *made, PyObject *needs) {
 // The gradients; None where the Python function is to make them.
 PyObject *make_gradients(PyObject *ctx, PyObject *const *grads, Py_ssize_t count) {
   const int plain = count < 1 ? 0 : are_plain(grads, count);
+  if (plain < 0) return nullptr;
   const int again = is_true(Ref(PyObject_CallNoArgs(is_grad_enabled)));  // gradients of gradients
-  if (plain < 0 || again < 0) return nullptr;
+  if (again < 0) return nullptr;
   if (!plain || again) Py_RETURN_NONE;
   Ref saved(PyObject_GetAttr(ctx, names.saved_tensors));
+  if (saved.get() == nullptr) return nullptr;  // freed: no further call while the error is set
   Ref scalars(PyObject_GetAttr(ctx, names.scalars));
+  if (scalars.get() == nullptr) return nullptr;
   Ref needs(PyObject_GetAttr(ctx, names.needs_input_grad));
+  if (needs.get() == nullptr) return nullptr;
   Ref run(PyObject_GetAttr(ctx, names.run));
-  if (saved.get() == nullptr || scalars.get() == nullptr || needs.get() == nullptr ||
-      run.get() == nullptr) {
-    return nullptr;
-  }
+  if (run.get() == nullptr) return nullptr;
   const Py_ssize_t saved_count = PyTuple_Size(saved.get());
   if (saved_count < 0) return nullptr;
   if (1 + saved_count + count > kMostTensors) Py_RETURN_NONE;

@@ -4,9 +4,11 @@
 //
 // Rows: as backward_rows, with the same tree, but a row each for a group of threads, in registers.
 //
-// Strips: a block has strip_vectors vectors side by side, and as many lanes as its threads allow
-// for each, which take every so many-th row. A lane sums its at most 32 rows in fp32; the lanes are
-// added in fp64, by shuffles and then warp by warp. So dweight's tree is the shape's alone.
+// Strips: a block has strip_vectors vectors side by side, and lanes for each, which take every so
+// many-th row. A lane sums its at most 32 rows in fp32 and a warp its lanes, the warps' sums are
+// added in fp64: with the products' roundings at most 2^-18 of the terms are lost. dweight's tree
+// is the shape's alone. Where a sum of absolute terms comes near an end of fp32's range, or an rstd
+// does, the strip is summed again in fp64.
 //
 // The launcher runs strips and rows as two kernels where dx overwrites x or dy, and what is not
 // plain and aligned by backward_few_columns and backward_rows.
@@ -30,27 +32,103 @@ struct FewArgs : BackwardArgs {
   int width;          // elements of a vector
 };
 
-// What a block needs of shared memory, in either part.
-struct FewMemory {
-  union {
-    float strip[kBackwardWarps][kMostStripColumns];  // of each warp
-    double squares[kBackwardWarps];
-    struct {
-      float sums[kBackwardWarps];
-      double exact[2 * kBackwardWarps];
-    } rows;
-  };
+// What a block needs of shared memory, for one thing after another.
+union FewMemory {
+  float strip[kBackwardWarps][kMostStripColumns];  // of each warp
+  double exact_strip[kBackwardWarps][kMostStripColumns];
+  double squares[kBackwardWarps];
+  struct {
+    float sums[kBackwardWarps];
+    double exact[2 * kBackwardWarps];
+  } rows;
 };
 
 __device__ inline int thread_of_block() { return threadIdx.y * blockDim.x + threadIdx.x; }
 
+// A thread's part of a strip.
+struct Lane {
+  int place, step;  // its first column in the strip, and from that to the next
+  int left;         // the row's columns from its first one on
+  int lane;         // it takes every a.lanes-th row
+  int rows, warps;  // of the strip
+
+  // `width`: columns of a thread; `adjacent`: side by side, or one from each of as many parts.
+  __device__ Lane(const FewArgs &a, int width, bool adjacent) {
+    const int thread = thread_of_block(), vector = thread % a.strip_vectors;
+    place = adjacent ? vector * width : vector;
+    step = adjacent ? 1 : a.strip_vectors;
+    left = int(a.cols) - first(a, width);
+    lane = thread / a.strip_vectors;
+    rows = int(a.tasks.count);
+    warps = a.lanes * a.strip_vectors / 32;
+  }
+  __device__ int first(const FewArgs &a, int width) const {
+    return int(blockIdx.x) * a.strip_vectors * width + place;
+  }
+  __device__ bool has(int i) const { return i * step < left; }
+};
+
+// How a lane reads its rows. Plain and aligned ones, a vector each:
+template <class T>
+struct AlignedRows {
+  static constexpr int W = kWidth<T>;
+  static constexpr int kAtOnce = 4;
+  static constexpr bool kAlwaysRight = std::is_same_v<T, __half>;  // LaneSums
+  using Loaded = Vector<T>;
+
+  __device__ static void locate(const FewArgs &, int row, int64_t *r, int64_t *g) {
+    *r = row, *g = 0;
+  }
+  __device__ static Loaded load(const FewArgs &a, const Lane &own, const Matrix &m, int64_t r,
+                                int64_t, bool valid) {
+    return load_vector<T, true>(m.data + r * m.row_stride + own.first(a, W) * int64_t(sizeof(T)),
+                                valid ? own.left : 0, m.dtype);
+  }
+};
+
+// All others, element by element; neighbouring threads have neighbouring ones. 8: halves of one
+// dtype, 4: any.
+template <int kCount>
+struct AnyRows {
+  static constexpr int W = kCount;
+  static constexpr int kAtOnce = 2;
+  static constexpr bool kAlwaysRight = false;
+  struct Loaded {
+    uint32_t bits[W];
+
+    __device__ void unpack(rmsnorm_dtype_t dtype, float (&out)[W]) const {
+#pragma unroll
+      for (int i = 0; i < W; ++i) out[i] = from_bits(bits[i], dtype);
+    }
+  };
+
+  __device__ static void locate(const FewArgs &a, int row, int64_t *r, int64_t *g) {
+    a.locate(row, r, g);
+  }
+  __device__ static Loaded load(const FewArgs &a, const Lane &own, const Matrix &m, int64_t r,
+                                int64_t g, bool valid) {
+    const int size = W == 8 ? 2 : size_of(m.dtype);
+    const char *data = m.at(r, g) + own.first(a, W) * int64_t(size);
+    Loaded out = {};
+#pragma unroll
+    for (int i = 0; i < W; ++i, data += own.step * size)
+      if (valid && own.has(i))
+        out.bits[i] = size == 2 ? *reinterpret_cast<const uint16_t *>(data)
+                                : *reinterpret_cast<const uint32_t *>(data);
+    return out;
+  }
+};
+
+__device__ inline float rstd_of(const BackwardArgs &a, int64_t r, int64_t g) {
+  return *reinterpret_cast<const float *>(a.rstd.at(r, g));
+}
+
 // A lane's sums of dy * x * rstd: fp32, which is right if `size`, the sum of their absolute values,
 // is far from both ends of fp32's range; products of fp16 always are.
-template <int W>
+template <int W, bool kAlwaysRight>
 struct LaneSums {
   float sum[W] = {}, size[W] = {};
 
-  template <bool kAlwaysRight>
   __device__ void add(const float (&x)[W], const float (&dy)[W], float rstd) {
 #pragma unroll
     for (int i = 0; i < W; ++i) {
@@ -59,74 +137,36 @@ struct LaneSums {
       if (!kAlwaysRight) size[i] = fmaf(fabsf(product), fabsf(rstd), size[i]);
     }
   }
-  // Of the first `valid` columns.
-  __device__ bool right(int valid) const {
+  __device__ bool right(const Lane &own) const {
     bool all = true;
 #pragma unroll
-    for (int i = 0; i < W; ++i)
-      all = all && (i >= valid || (size[i] >= 0x1p-90f && size[i] <= 0x1p100f));
+    for (int i = 0; i < W && !kAlwaysRight; ++i)
+      all = all && (!own.has(i) || (size[i] >= 0x1p-90f && size[i] <= 0x1p100f));
     return all;
   }
 };
 
-// One lane's part of a strip.
-struct Lane {
-  int first, left;  // its first column, and the columns from there on
-  int lane, lanes;  // it takes every lanes-th row
-  int rows;
-
-  __device__ Lane(const FewArgs &a, int width) {
-    const int thread = thread_of_block(), vector = thread % a.strip_vectors;
-    first = (blockIdx.x * a.strip_vectors + vector) * width;
-    left = int(a.cols) - first;
-    lane = thread / a.strip_vectors;
-    lanes = a.lanes;
-    rows = int(a.tasks.count);
+// Writes the strip's dweight: the warps' sums in their order.
+template <class Real>
+__device__ inline void store_strip(const FewArgs &a, const Lane &own, int columns,
+                                   const Real (&sums)[kBackwardWarps][kMostStripColumns]) {
+  __syncthreads();
+  for (int i = thread_of_block(); i < columns; i += own.warps * 32) {
+    const int c = int(blockIdx.x) * columns + i;
+    if (c >= a.cols) return;
+    double total = 0;
+#pragma unroll 4
+    for (int warp = 0; warp < own.warps; ++warp) total += double(sums[warp][i]);
+    if (a.accumulate) total += load_double(a.dweight, c, a.dweight_dtype);
+    store_double(a.dweight, c, a.dweight_dtype, total);
   }
-};
-
-__device__ inline float rstd_of(const BackwardArgs &a, int64_t r, int64_t g) {
-  return *reinterpret_cast<const float *>(a.rstd.at(r, g));
-}
-
-// A lane's sums as the calls below take them: in memory, so that the common path's need not be.
-template <int W>
-struct ExactSums {
-  double sum[W];
-};
-
-// Adds a row to a lane's sums in fp64.
-template <int W>
-__device__ inline void add_exactly(const FewArgs &a, const Lane &own, int64_t r, int64_t g,
-                                   double rstd, ExactSums<W> &sums) {
-  const char *x = a.x.at(r, g), *dy = a.dy.at(r, g);
-#pragma unroll 1
-  for (int i = 0; i < W; ++i)
-    if (i < own.left)
-      sums.sum[i] = fma(load_double(x, own.first + i, a.x.dtype) * rstd,
-                        load_double(dy, own.first + i, a.dy.dtype), sums.sum[i]);
-}
-
-// The lane's rows that are in range once more, in fp64.
-template <int W>
-__device__ __noinline__ ExactSums<W> redo_lane(const FewArgs &a, const Lane &own) {
-  ExactSums<W> sums = {};
-  for (int row = own.lane; row < own.rows; row += own.lanes) {
-    int64_t r, g;
-    a.locate(row, &r, &g);
-    const float rstd = rstd_of(a, r, g);
-    if (in_range(rstd)) add_exactly(a, own, r, g, rstd, sums);
-  }
-  return sums;
 }
 
 // The rows whose rstd is out of range, by the whole block: it is computed where it is 0, Inf or
-// subnormal.
-template <int W>
-__device__ __noinline__ ExactSums<W> sum_rare_rows(const FewArgs &a, const Lane &own,
-                                                   FewMemory &memory) {
-  ExactSums<W> sums = {};
-  const int warps = own.lanes * a.strip_vectors / 32, thread = thread_of_block();
+// subnormal. add(r, g, rstd): for the lane that has the row.
+template <class Add>
+__device__ inline void each_rare_row(const FewArgs &a, const Lane &own, double *slots, Add add) {
+  const int thread = thread_of_block();
   for (int row = 0; row < own.rows; ++row) {
     int64_t r, g;
     a.locate(row, &r, &g);
@@ -134,71 +174,96 @@ __device__ __noinline__ ExactSums<W> sum_rare_rows(const FewArgs &a, const Lane 
     if (in_range(float(rstd))) continue;
     if (fabs(rstd) < 0x1p-126 || isinf(rstd)) {
       double squares = 0;
-      for (int64_t c = thread; c < a.cols; c += warps * 32) {
+      for (int64_t c = thread; c < a.cols; c += own.warps * 32) {
         const double x = load_double(a.x.at(r, g), c, a.x.dtype);
         squares = fma(x, x, squares);
       }
       squares = warp_sum(squares);
       __syncthreads();
-      if (thread % 32 == 0) memory.squares[thread / 32] = squares;
+      if (thread % 32 == 0) slots[thread / 32] = squares;
       __syncthreads();
       squares = 0;
-      for (int warp = 0; warp < warps; ++warp) squares += memory.squares[warp];
+      for (int warp = 0; warp < own.warps; ++warp) squares += slots[warp];
       rstd = 1.0 / sqrt(squares / double(a.cols) + a.eps);
     }
-    if (row % own.lanes == own.lane) add_exactly(a, own, r, g, rstd, sums);
+    if (row % a.lanes == own.lane) add(r, g, rstd);
   }
-  __syncthreads();
-  return sums;
 }
 
-// The block's strip; load(matrix, r, g, valid, out): this lane's columns of a row as floats.
-template <int W, bool kAlwaysRight, class Load>
-__device__ inline void add_strip(const FewArgs &a, FewMemory &memory, const Lane &own, Load load) {
-  LaneSums<W> sums;
+// The strip in fp64 throughout.
+template <class Rows>
+__device__ __noinline__ void exact_strip(const FewArgs &a, FewMemory &memory, Lane own) {
+  constexpr int W = Rows::W;
+  double sum[W] = {};
   bool rare = false;
-  constexpr int kAtOnce = 4;  // rows in flight; to fetch the next ones meanwhile would spill
-  for (int row = own.lane; row < own.rows; row += kAtOnce * own.lanes) {
-    decltype(load(a.x, 0, 0, 0)) x[kAtOnce], dy[kAtOnce];
+  const auto add = [&](int64_t r, int64_t g, double rstd) {
+    float x[W], dy[W];
+    Rows::load(a, own, a.x, r, g, true).unpack(a.x.dtype, x);
+    Rows::load(a, own, a.dy, r, g, true).unpack(a.dy.dtype, dy);
+#pragma unroll
+    for (int i = 0; i < W; ++i) sum[i] = fma(double(x[i]) * rstd, double(dy[i]), sum[i]);
+  };
+  for (int row = own.lane; row < own.rows; row += a.lanes) {
+    int64_t r, g;
+    Rows::locate(a, row, &r, &g);
+    const float rstd = rstd_of(a, r, g);
+    if (in_range(rstd)) add(r, g, rstd);
+    else rare = true;
+  }
+  if (__syncthreads_or(rare)) each_rare_row(a, own, memory.squares, add);
+  for (int offset = a.strip_vectors; offset < 32; offset *= 2)
+#pragma unroll
+    for (int i = 0; i < W; ++i) sum[i] += __shfl_xor_sync(0xffffffffu, sum[i], offset);
+  __syncthreads();
+  const int thread = thread_of_block();
+  if (thread % 32 < a.strip_vectors) {
+#pragma unroll
+    for (int i = 0; i < W; ++i) memory.exact_strip[thread / 32][own.place + i * own.step] = sum[i];
+  }
+  store_strip(a, own, a.strip_vectors * W, memory.exact_strip);
+}
+
+// The block's strip.
+template <class Rows>
+__device__ inline void add_strip(const FewArgs &a, FewMemory &memory, const Lane &own) {
+  constexpr int W = Rows::W;
+  // Rows in flight; to fetch the next ones meanwhile would spill.
+  constexpr int kAtOnce = Rows::kAtOnce;
+  LaneSums<W, Rows::kAlwaysRight> sums;
+  bool rare = false;
+  for (int row = own.lane; row < own.rows; row += kAtOnce * a.lanes) {
+    typename Rows::Loaded x[kAtOnce], dy[kAtOnce];
     float rstd[kAtOnce];
 #pragma unroll
     for (int u = 0; u < kAtOnce; ++u) {
-      const int here = row + u * own.lanes;
+      const int here = row + u * a.lanes;
       const bool valid = here < own.rows;
-      int64_t r = 0, g = 0;
-      if (valid) a.locate(here, &r, &g);
-      rstd[u] = valid ? rstd_of(a, r, g) : 1;
-      x[u] = load(a.x, r, g, valid ? own.left : 0);
-      dy[u] = load(a.dy, r, g, valid ? own.left : 0);
+      int64_t r, g;
+      Rows::locate(a, valid ? here : 0, &r, &g);
+      rstd[u] = rstd_of(a, r, g);
+      x[u] = Rows::load(a, own, a.x, r, g, valid);
+      dy[u] = Rows::load(a, own, a.dy, r, g, valid);
     }
 #pragma unroll
     for (int u = 0; u < kAtOnce; ++u) {
       float x_row[W], dy_row[W];
       x[u].unpack(a.x.dtype, x_row);
       dy[u].unpack(a.dy.dtype, dy_row);
-      if (in_range(rstd[u])) sums.template add<kAlwaysRight>(x_row, dy_row, rstd[u]);
+      if (in_range(rstd[u])) sums.add(x_row, dy_row, rstd[u]);
       else rare = true;
     }
   }
-  float(&sum)[W] = sums.sum;
-  if (!kAlwaysRight && !sums.right(own.left) && own.lane < own.rows) {
-    const ExactSums<W> again = redo_lane<W>(a, own);
-#pragma unroll
-    for (int i = 0; i < W; ++i) sum[i] = float(again.sum[i]);
-  }
-  if (__syncthreads_or(rare)) {
-    const ExactSums<W> more = sum_rare_rows<W>(a, own, memory);
-#pragma unroll
-    for (int i = 0; i < W; ++i) sum[i] += float(more.sum[i]);
-  }
+  rare = rare || (own.lane < own.rows && !sums.right(own));
+  if (__syncthreads_or(rare)) return exact_strip<Rows>(a, memory, own);
+
   // The lanes of a warp: each hands half of its columns to the other and keeps half.
   const int thread = thread_of_block();
-  float half[W / 2], quarter[W / 4];
   const bool second = thread & 16, odd = thread & 8;
+  float half[W / 2], quarter[W / 4];
 #pragma unroll
   for (int i = 0; i < W / 2; ++i)
-    half[i] = (second ? sum[i + W / 2] : sum[i]) +
-              __shfl_xor_sync(0xffffffffu, second ? sum[i] : sum[i + W / 2], 16);
+    half[i] = (second ? sums.sum[i + W / 2] : sums.sum[i]) +
+              __shfl_xor_sync(0xffffffffu, second ? sums.sum[i] : sums.sum[i + W / 2], 16);
 #pragma unroll
   for (int i = 0; i < W / 4; ++i)
     quarter[i] = (odd ? half[i + W / 4] : half[i]) +
@@ -207,38 +272,12 @@ __device__ inline void add_strip(const FewArgs &a, FewMemory &memory, const Lane
 #pragma unroll
     for (int i = 0; i < W / 4; ++i) quarter[i] += __shfl_xor_sync(0xffffffffu, quarter[i], offset);
   if (thread % 8 < a.strip_vectors) {
-    const int column = thread % 8 * W + (second ? W / 2 : 0) + (odd ? W / 4 : 0);
+    const int of_thread = (second ? W / 2 : 0) + (odd ? W / 4 : 0);
 #pragma unroll
-    for (int i = 0; i < W / 4; ++i) memory.strip[thread / 32][column + i] = quarter[i];
+    for (int i = 0; i < W / 4; ++i)
+      memory.strip[thread / 32][own.place + (of_thread + i) * own.step] = quarter[i];
   }
-  __syncthreads();
-  const int columns = a.strip_vectors * W, c = int(blockIdx.x) * columns + thread;
-  if (thread >= columns || c >= a.cols) return;
-  double total = 0;
-  const int warps = own.lanes * a.strip_vectors / 32;
-#pragma unroll 4
-  for (int warp = 0; warp < warps; ++warp) total += double(memory.strip[warp][thread]);
-  if (a.accumulate) total += load_double(a.dweight, c, a.dweight_dtype);
-  store_double(a.dweight, c, a.dweight_dtype, total);
-}
-
-// Elements of any dtype at any address.
-template <int W>
-struct AnyVector {
-  RawElements<false, W> raw;
-
-  __device__ void unpack(rmsnorm_dtype_t dtype, float (&out)[W]) const { raw.read(dtype, out); }
-};
-
-template <int W>
-__device__ inline void add_any_strip(const FewArgs &a, FewMemory &memory) {
-  const Lane own(a, W);
-  if (own.lane >= own.lanes) return;
-  add_strip<W, false>(a, memory, own, [&](const Matrix &m, int64_t r, int64_t g, int valid) {
-    AnyVector<W> out;
-    out.raw.load(m.at(r, g) + own.first * int64_t(size_of(m.dtype)), m.dtype, valid);
-    return out;
-  });
+  store_strip(a, own, a.strip_vectors * W, memory.strip);
 }
 
 // This group of threads' row.
@@ -304,12 +343,8 @@ __global__ void __maxnreg__(kFewRegisters) backward_few(const __grid_constant__ 
   __shared__ FewMemory memory;
   if (int(blockIdx.x) >= a.strips) return backward_row<T>(a, memory);
   if (a.overlap) start_beside_neighbours();
-  const Lane own(a, kWidth<T>);
-  if (own.lane >= own.lanes) return;
-  add_strip<kWidth<T>, std::is_same_v<T, __half>>(
-      a, memory, own, [&](const Matrix &m, int64_t r, int64_t g, int valid) {
-        return load_vector<T, true>(m.at(r, g) + own.first * int64_t(sizeof(T)), valid, m.dtype);
-      });
+  const Lane own(a, kWidth<T>, true);
+  if (own.lane < a.lanes) add_strip<AlignedRows<T>>(a, memory, own);
 }
 
 // The strips of all else.
@@ -317,8 +352,10 @@ __global__ void __launch_bounds__(kBackwardThreads)
     backward_few_columns(const __grid_constant__ FewArgs a) {
   __shared__ FewMemory memory;
   if (a.overlap) start_beside_neighbours();
-  if (a.width == 8) add_any_strip<8>(a, memory);
-  else add_any_strip<4>(a, memory);
+  const Lane own(a, a.width, false);
+  if (own.lane >= a.lanes) return;
+  if (a.width == 8) add_strip<AnyRows<8>>(a, memory, own);
+  else add_strip<AnyRows<4>>(a, memory, own);
 }
 
 }  // namespace
