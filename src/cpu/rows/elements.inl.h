@@ -80,6 +80,16 @@ template <rmsnorm_dtype_t kDtype>
   stream_16_bytes(buffer + 16, data + 16);
 }
 
+// 16 floats from a buffer.
+template <bool kStreams>
+[[gnu::always_inline]] inline void copy_f32(const char *from, char *to) {
+  for (size_t i = 0; i < kLanes * sizeof(float); i += sizeof(NativeBits)) {
+    const NativeBits bits = *reinterpret_cast<const UnalignedBits *>(from + i);
+    if (kStreams) stream(bits, to + i);
+    else *reinterpret_cast<UnalignedBits *>(to + i) = bits;
+  }
+}
+
 // Asks the cache for column `col` of the row that comes next: it is read while this one is written.
 // The row may not be there: a prefetch of any address does no harm.
 template <rmsnorm_dtype_t kDtype>
