@@ -29,7 +29,7 @@ template <class Problem, class Rows>
 rmsnorm_status_t run_tiles(const State &state, const Problem &problem, bool past_cache,
                            const Rows &rows) {
   const int64_t count = problem.rows * problem.groups;
-  const int64_t work = saturated_product(count * problem.cols, 8);
+  const int64_t work = saturated_product(count * problem.cols, 8);  // exp
   if (!is_parallel(state))
     return each_task(state, 1, work, [&](int64_t) {
       rows(problem, past_cache, Tile{0, count, 0, problem.cols});
