@@ -136,7 +136,7 @@ rmsnorm_status_t backward(const void *opaque, const BackwardProblem &problem,
   const int64_t elements = saturated_product(plan.steps * plan.rows_a_step, problem.cols);
   const bool past_cache = streams(state, elements, {&problem.dx, &problem.dresidual},
                                   {&problem.dy, &problem.x, &problem.dresidual_out});
-  const int64_t work = saturated_product(elements, 3);  // twice as much to read, and sums
+  const int64_t work = saturated_product(elements, 2);  // dy and x
   RMSNORM_TRY(each_task(state, plan.blocks, work, [&](int64_t index) {
     run_block(*state.rows, problem, plan, past_cache, index, memory + index * plan.block_bytes);
   }));
