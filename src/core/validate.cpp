@@ -254,10 +254,12 @@ rmsnorm_status_t read_tensors(const Tensor<Problem> (&table)[kCount], const void
     if ((problem->*table[i].view).present())
       RMSNORM_TRY(check_strides(table[i], *problem, &ranges[i]));
   if (check == Check::kShape) return RMSNORM_SUCCESS;
-  for (size_t i = 0; i < kCount; ++i)
-    for (size_t j = 0; table[i].output && j < kCount; ++j)
-      if (i != j && !(table[j].output && j < i) && ranges[i].meets(ranges[j]))
+  for (size_t i = 0; i < kCount; ++i) {
+    if (!table[i].output || !(problem->*table[i].view).present()) continue;
+    for (size_t j = 0; j < kCount; ++j)
+      if (ranges[i].meets(ranges[j]) && i != j && !(table[j].output && j < i))
         RMSNORM_TRY(check_pair(table[i], table[j], *problem));
+  }
   return RMSNORM_SUCCESS;
 }
 

@@ -40,11 +40,6 @@ struct Plan {
   size_t workspace;      // SIZE_MAX where there cannot be that much
 };
 
-int64_t saturated_product(int64_t a, int64_t b) {
-  int64_t product = 0;
-  return __builtin_mul_overflow(a, b, &product) ? INT64_MAX : product;
-}
-
 int64_t divide_up(int64_t a, int64_t b) { return a / b + (a % b != 0 ? 1 : 0); }
 
 Plan make_plan(const BackwardProblem &problem) {
@@ -141,7 +136,8 @@ rmsnorm_status_t backward(const void *opaque, const BackwardProblem &problem,
   const int64_t elements = saturated_product(plan.steps * plan.rows_a_step, problem.cols);
   const bool past_cache = streams(state, elements, {&problem.dx, &problem.dresidual},
                                   {&problem.dy, &problem.x, &problem.dresidual_out});
-  RMSNORM_TRY(each_task(state, plan.blocks, elements, [&](int64_t index) {
+  const int64_t work = saturated_product(elements, 2);  // dy and x
+  RMSNORM_TRY(each_task(state, plan.blocks, work, [&](int64_t index) {
     run_block(*state.rows, problem, plan, past_cache, index, memory + index * plan.block_bytes);
   }));
   return finish(state, problem, plan, memory);

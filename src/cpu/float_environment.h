@@ -14,8 +14,13 @@ namespace rmsnorm::cpu {
 class FloatEnvironment {
  public:
 #if defined(__x86_64__)
-  FloatEnvironment() : saved_(_mm_getcsr()) { _mm_setcsr(0x1f80); }  // all exceptions masked
-  ~FloatEnvironment() { _mm_setcsr(saved_); }
+  // Writing the register takes longer than all else here, and is seldom needed.
+  FloatEnvironment() : saved_(_mm_getcsr()) {
+    if ((saved_ & ~kFlags) != kDefault) _mm_setcsr(kDefault);
+  }
+  ~FloatEnvironment() {
+    if (_mm_getcsr() != saved_) _mm_setcsr(saved_);
+  }
 #elif defined(__aarch64__)
   FloatEnvironment() {
     __asm__ volatile("mrs %0, fpcr\n\tmrs %1, fpsr" : "=r"(saved_), "=r"(flags_));
@@ -30,6 +35,7 @@ class FloatEnvironment {
 
  private:
 #if defined(__x86_64__)
+  static constexpr uint32_t kFlags = 0x3f, kDefault = 0x1f80;  // all exceptions masked
   uint32_t saved_;
 #elif defined(__aarch64__)
   uint64_t saved_, flags_;

@@ -33,7 +33,8 @@ rmsnorm_status_t forward(const void *opaque, const ForwardProblem &problem, cons
   const int64_t tasks = is_parallel(state) ? std::min((rows - 1) / rows_a_task + 1, kMostTasks) : 1;
   const bool past_cache = streams(state, rows * problem.cols, {&problem.y, &problem.residual_out},
                                   {&problem.x, &problem.residual});
-  return each_task(state, tasks, rows * problem.cols, [&](int64_t index) {
+  const int64_t work = saturated_product(rows * problem.cols, problem.residual.present() ? 2 : 1);
+  return each_task(state, tasks, work, [&](int64_t index) {
     const Part part = part_of(rows, tasks, index);
     state.rows->forward(problem, past_cache, part.begin, part.end);
   });

@@ -29,16 +29,16 @@ template <class Problem, class Rows>
 rmsnorm_status_t run_tiles(const State &state, const Problem &problem, bool past_cache,
                            const Rows &rows) {
   const int64_t count = problem.rows * problem.groups;
-  const int64_t elements = count * problem.cols;
+  const int64_t work = saturated_product(count * problem.cols, 8);  // exp
   if (!is_parallel(state))
-    return each_task(state, 1, elements, [&](int64_t) {
+    return each_task(state, 1, work, [&](int64_t) {
       rows(problem, past_cache, Tile{0, count, 0, problem.cols});
     });
   // A row is so many pieces; a task is some pieces of one row after another.
   const int64_t pieces = (problem.cols - 1) / kTaskElements + 1;
   const int64_t rows_a_task = std::max<int64_t>(1, kTaskElements / problem.cols);
   const int64_t tasks = std::min((count * pieces - 1) / rows_a_task + 1, kMostTasks);
-  return each_task(state, tasks, elements, [&](int64_t index) {
+  return each_task(state, tasks, work, [&](int64_t index) {
     const Part part = part_of(count * pieces, tasks, index);
     if (pieces == 1) return rows(problem, past_cache, Tile{part.begin, part.end, 0, problem.cols});
     for (int64_t piece = part.begin; piece < part.end; ++piece) {

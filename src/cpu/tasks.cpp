@@ -8,7 +8,8 @@
 namespace rmsnorm::cpu {
 namespace {
 
-constexpr int64_t kPoolElements = 131072;  // 50 us or more: waking a thread takes 5 to 10
+// 200 us or more: on a virtual machine a thread may take 50 to wake, and begins with a cold cache.
+constexpr int64_t kPoolWork = int64_t{1} << 20;
 
 }  // namespace
 
@@ -18,11 +19,11 @@ Part part_of(int64_t count, int64_t parts, int64_t index) {
   return {begin, begin + each + (index < longer ? 1 : 0)};
 }
 
-rmsnorm_status_t run_tasks(const State &state, int64_t count, int64_t elements, rmsnorm_task_t task,
+rmsnorm_status_t run_tasks(const State &state, int64_t count, int64_t work, rmsnorm_task_t task,
                            void *arg) {
   if (count == 0) return RMSNORM_SUCCESS;
   if (state.parallel_for == nullptr) {
-    if (state.pool != nullptr && count > 1 && elements >= kPoolElements &&
+    if (state.pool != nullptr && count > 1 && work >= kPoolWork &&
         state.pool->run(count, task, arg))
       return RMSNORM_SUCCESS;
     for (int64_t index = 0; index < count; ++index) task(arg, index);

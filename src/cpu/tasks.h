@@ -40,24 +40,29 @@ bool streams(const State &state, int64_t elements, const View *const (&outputs)[
   return size > 0 && elements >= state.stream_bytes / size;
 }
 
+inline int64_t saturated_product(int64_t a, int64_t b) {
+  int64_t product = 0;
+  return __builtin_mul_overflow(a, b, &product) ? INT64_MAX : product;
+}
+
 // Part `index` of `parts` parts of [0, count), as equal as may be.
 struct Part {
   int64_t begin, end;
 };
 Part part_of(int64_t count, int64_t parts, int64_t index);
 
-rmsnorm_status_t run_tasks(const State &state, int64_t count, int64_t elements, rmsnorm_task_t task,
+rmsnorm_status_t run_tasks(const State &state, int64_t count, int64_t work, rmsnorm_task_t task,
                            void *arg);
 
-// body(index) for each index in [0, count). `elements`: what all of them read, roughly; the
-// library's threads are woken for much work only.
+// body(index) for each index in [0, count). `work`: the elements that forward could take in the
+// same time, roughly; the library's threads are woken for much work only.
 template <class Body>
-rmsnorm_status_t each_task(const State &state, int64_t count, int64_t elements, const Body &body) {
+rmsnorm_status_t each_task(const State &state, int64_t count, int64_t work, const Body &body) {
   const rmsnorm_task_t task = [](void *arg, int64_t index) {
     const FloatEnvironment environment;
     (*static_cast<const Body *>(arg))(index);
   };
-  return run_tasks(state, count, elements, task, const_cast<Body *>(&body));
+  return run_tasks(state, count, work, task, const_cast<Body *>(&body));
 }
 
 }  // namespace rmsnorm::cpu

@@ -21,7 +21,7 @@ from typing import Dict, List, Tuple
 
 Key = Tuple[str, str, str]  # op, dtype, ROWSxCOLS
 LARGE = ["4096x4096", "4096x1024"]
-SMALL = ["1x4096", "4x4096", "16x4096", "64x4096", "256x4096", "1024x64"]
+GROWING = [f"{rows}x4096" for rows in (1, 4, 16, 64, 96, 128, 192, 256, 512, 1024)] + ["1024x64"]
 
 
 def measure(bench: str, shapes: List[str], dtypes: str = "f32,f16,bf16",
@@ -83,10 +83,11 @@ def isas(bench: str, runs: int) -> None:
 def threads_ratio(bench: str, runs: int) -> None:
     rows: Dict[str, List[float]] = {}
     for _ in range(runs):
-        one, two = (measure(bench, SMALL, "f32,bf16", threads=threads, sets=1)
-                    for threads in (1, 2))
-        for key in one:
-            rows.setdefault(" ".join(key), []).append(one[key]["us"] / two[key]["us"])
+        for shape in GROWING:  # one after the other: what else the machine does changes by the minute
+            one, two = (measure(bench, [shape], "f32,bf16", threads=threads, sets=1)
+                        for threads in (1, 2))
+            for key in one:
+                rows.setdefault(" ".join(key), []).append(one[key]["us"] / two[key]["us"])
     show("two threads' speed, in one's", rows, "{:5.2f}")
 
 

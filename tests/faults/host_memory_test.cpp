@@ -68,7 +68,7 @@ TEST_F(HostMemory, CallsAskForNone) {
   ASSERT_EQ(pooled.status(), RMSNORM_SUCCESS) << last_error();
   for (const rmsnorm_context_t *context : {device_->context(), pooled.get()})
     for (const Direction direction : kDirections)
-      for (const int64_t cols : {100, 60000}) {
+      for (const int64_t cols : {100, 120000}) {
         Execution execution(*device_, full_case(direction, 5, cols, RMSNORM_DTYPE_F16));
         execution.context = context;
         execution.upload();

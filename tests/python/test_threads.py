@@ -73,7 +73,7 @@ def test_bad_thread_counts(count, error):
 
 
 def test_calls_go_on_while_the_count_changes(random, threads_restored):
-    x, weight = random(600, 1024), random(1024)
+    x, weight = random(1200, 1024), random(1024)
     wanted = rmsnorm.rms_norm(x, weight).tobytes()
 
     def work(index):
@@ -107,10 +107,10 @@ def in_child(work):
 def work():
     assert rmsnorm.rms_norm(x, weight).tobytes() == wanted
     rmsnorm.set_cpu_threads(2)
-    assert rmsnorm.rms_norm(x[:500], weight).tobytes() == wanted[:500 * 4096]
+    assert rmsnorm.rms_norm(x[:1100], weight).tobytes() == wanted[:1100 * 4096]
 
 rmsnorm.set_cpu_threads(int(sys.argv[1]))
-x, weight = np.random.randn(1024, 1024).astype("f4"), np.ones(1024, "f4")
+x, weight = np.random.randn(2048, 1024).astype("f4"), np.ones(1024, "f4")
 wanted = rmsnorm.rms_norm(x, weight).tobytes()
 print(in_child(work))
 with _context._lock:  # as if another thread made a context while this one forks

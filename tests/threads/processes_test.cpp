@@ -87,7 +87,7 @@ TEST(Fork, AmongCallsOfOtherThreads) {
   std::vector<std::thread> callers;
   for (int i = 0; i < 3; ++i)
     callers.emplace_back([&, i] {
-      Execution execution(cpu(), full_case(kDirections[i % 4], 100, 2000, RMSNORM_DTYPE_BF16));
+      Execution execution(cpu(), full_case(kDirections[i % 4], 100, 6000, RMSNORM_DTYPE_BF16));
       execution.context = context.get();
       execution.upload();
       failures += execution.prepare_workspace() != RMSNORM_SUCCESS;
@@ -95,7 +95,7 @@ TEST(Fork, AmongCallsOfOtherThreads) {
     });
   // A child may use what is safe after fork; memory and the library's calls are, here.
   for (int turn = 0; turn < 20; ++turn) {
-    const Case c = full_case(Direction::kForward, 100, 2000, RMSNORM_DTYPE_F32);
+    const Case c = full_case(Direction::kForward, 100, 6000, RMSNORM_DTYPE_F32);
     Execution execution(cpu(), c);
     execution.context = context.get();
     execution.upload();

@@ -96,7 +96,7 @@ TEST_P(Threads, SixtyFourOnOnePool) {
 TEST_P(Threads, ContextsComeAndGo) {
   constexpr size_t kCreators = 16;
   const int turns = on_cuda() ? 5 : 50;
-  const Case c = full_case(Direction::kBackward, 300, 500, RMSNORM_DTYPE_F32);  // wakes a pool
+  const Case c = full_case(Direction::kBackward, 300, 1800, RMSNORM_DTYPE_F32);  // wakes a pool
   Execution alone(device(), c);
   ASSERT_EQ(alone.run(), RMSNORM_SUCCESS) << last_error();
   std::vector<std::unique_ptr<Execution>> executions;

@@ -126,12 +126,20 @@ inline void stream_fence() { _mm_sfence(); }
 
 #include "cpu/rows/rows.inl.h"
 
+// fp32 that streams from and to memory takes a tenth less time by AVX2's narrower vectors, of the
+// same bits; within the cache a sixth more.
+void forward_by_width(const ForwardProblem &problem, bool streams, int64_t begin, int64_t end) {
+  if (streams && common_dtype(problem) == RMSNORM_DTYPE_F32)
+    return kAvx2Rows.forward(problem, streams, begin, end);
+  forward(problem, streams, begin, end);
+}
+
 }  // namespace
 }  // namespace avx512
 
 const RowTable kAvx512Rows = {
-    "avx512",       avx512::forward,     avx512::backward,    avx512::fold,
-    avx512::finish, avx512::glu_forward, avx512::glu_backward};
+    "avx512",       avx512::forward_by_width, avx512::backward,    avx512::fold,
+    avx512::finish, avx512::glu_forward,      avx512::glu_backward};
 
 }  // namespace rmsnorm::cpu
 

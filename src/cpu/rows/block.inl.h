@@ -90,19 +90,12 @@ template <class Half>
   load_doubles(from + sizeof(Half) / sizeof *from, &to->high);
 }
 
-// The sums of floats, rounded to fp32, as doubles.
-typedef float NarrowFloat __attribute__((vector_size(sizeof(Native) / 2)));
-typedef NarrowFloat UnalignedNarrow __attribute__((aligned(4), may_alias));
-[[gnu::always_inline]] inline void add_floats(const float *a, const float *b, Vec *to) {
-  const NarrowFloat sum =
-      *reinterpret_cast<const UnalignedNarrow *>(a) + *reinterpret_cast<const UnalignedNarrow *>(b);
-  to->native = __builtin_convertvector(sum, Native);
-}
-template <class Half>
-[[gnu::always_inline]] inline void add_floats(const float *a, const float *b, Two<Half> *to) {
-  constexpr size_t kFloats = sizeof(Half) / sizeof(double);
-  add_floats(a, b, &to->low);
-  add_floats(a + kFloats, b + kFloats, &to->high);
+// The sums of 16 floats, rounded to fp32.
+typedef NativeFloat UnalignedFloat __attribute__((aligned(1), may_alias));
+[[gnu::always_inline]] inline void add_f32(const char *a, const char *b, char *to) {
+  for (size_t i = 0; i < kLanes * sizeof(float); i += sizeof(NativeFloat))
+    *reinterpret_cast<UnalignedFloat *>(to + i) = *reinterpret_cast<const UnalignedFloat *>(a + i) +
+                                                  *reinterpret_cast<const UnalignedFloat *>(b + i);
 }
 
 [[gnu::always_inline]] inline void store_doubles(const Vec &vec, double *to) {

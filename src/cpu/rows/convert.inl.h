@@ -86,21 +86,22 @@ inline NativeFloat narrow(const Quarter &quarter) {
 }
 
 inline Vec load_pair(const float *from) {
-  FloatPair pair;
-  __builtin_memcpy(&pair, from, sizeof pair);
+  typedef FloatPair UnalignedPair __attribute__((aligned(4), may_alias));
+  const UnalignedPair &pair = *reinterpret_cast<const UnalignedPair *>(from);
+#if defined(__x86_64__)  // from memory it is one operation, which gcc makes two of, or five
+  Vec vec;
+  __asm__("cvtps2pd %1, %0" : "=x"(vec.native) : "m"(pair));
+  return vec;
+#else
   return {__builtin_convertvector(pair, Native)};
-}
-
-inline void store_pair(const Vec &vec, float *to) {
-  const FloatPair pair = __builtin_convertvector(vec.native, FloatPair);
-  __builtin_memcpy(to, &pair, sizeof pair);
+#endif
 }
 
 inline Quarter load_quarter(const float *from) { return {load_pair(from), load_pair(from + 2)}; }
 
 inline void store_quarter(const Quarter &quarter, float *to) {
-  store_pair(quarter.low, to);
-  store_pair(quarter.high, to + 2);
+  const NativeFloat value = narrow(quarter);
+  __builtin_memcpy(to, &value, sizeof value);
 }
 
 inline Block load_f32(const char *data) {

@@ -14,13 +14,18 @@
   return block;
 }
 
-// The lanes' sum, by a tree that is the same for every width.
-inline double sum_lanes(const Block &block) {
-  double lane[kLanes];
-  store_doubles(block, lane);
-  for (int half = static_cast<int>(kLanes) / 2; half > 0; half /= 2)
+// The lanes' sum, by a tree that is the same for every width: the upper half is added to the lower.
+inline double sum_lanes(const Vec &vec) {
+  constexpr int kCount = sizeof(Vec) / sizeof(double);
+  double lane[kCount];
+  store_doubles(vec, lane);
+  for (int half = kCount / 2; half > 0; half /= 2)
     for (int i = 0; i < half; ++i) lane[i] += lane[i + half];
   return lane[0];
+}
+template <class Half>
+[[gnu::always_inline]] inline double sum_lanes(const Two<Half> &whole) {
+  return sum_lanes(whole.low + whole.high);
 }
 
 struct Elements {
@@ -78,6 +83,16 @@ template <rmsnorm_dtype_t kDtype>
   store_block<kDtype>(block, buffer, kDtype);
   stream_16_bytes(buffer, data);
   stream_16_bytes(buffer + 16, data + 16);
+}
+
+// 16 floats from a buffer.
+template <bool kStreams>
+[[gnu::always_inline]] inline void copy_f32(const char *from, char *to) {
+  for (size_t i = 0; i < kLanes * sizeof(float); i += sizeof(NativeBits)) {
+    const NativeBits bits = *reinterpret_cast<const UnalignedBits *>(from + i);
+    if (kStreams) stream(bits, to + i);
+    else *reinterpret_cast<UnalignedBits *>(to + i) = bits;
+  }
 }
 
 // Asks the cache for column `col` of the row that comes next: it is read while this one is written.

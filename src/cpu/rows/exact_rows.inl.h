@@ -69,32 +69,30 @@ struct ExactRows {
           no_weight(broadcast(1) + offset) {}
   };
 
-  // x, or the sum of x and residual before it is rounded (of fp32, after).
-  [[gnu::always_inline]] static Block make_sum(const ForwardProblem &problem, const ForwardRow &row,
-                                               int64_t col, int64_t count) {
+  // x, or the sum of x and residual, which goes to residual_out too where kStores. The sum of two
+  // fp32 rows is made of floats and widened from memory, which is cheaper than from registers.
+  template <bool kStores>
+  [[gnu::always_inline]] static Block make_h(const ForwardProblem &problem, const ForwardRow &row,
+                                             int64_t col, int64_t count) {
     if constexpr (!kAdds) return load<kDtype>(row.x, col, count);
+    const bool stores = kStores && row.residual_out.present();
     if constexpr (kDtype == RMSNORM_DTYPE_F32) {
       if (count == kLanes) {
-        Block sum;
-        add_floats(reinterpret_cast<const float *>(address<kDtype>(row.x, col)),
-                   reinterpret_cast<const float *>(address<kDtype>(row.residual, col)), &sum);
-        return sum;
+        alignas(64) char sum[kLanes * sizeof(float)];
+        add_f32(address<kDtype>(row.x, col), address<kDtype>(row.residual, col), sum);
+        if (stores) copy_f32<kStreams>(sum, address<kDtype>(row.residual_out, col));
+        return load_f32(sum);
       }
-      return round_to<kDtype>(add_residual<kDtype>(row, problem.h_dtype, col, count), kDtype);
     }
-    return add_residual<kDtype>(row, problem.h_dtype, col, count);
-  }
-
-  [[gnu::always_inline]] static Block make_h(const ForwardProblem &problem, const Block &sum) {
-    if constexpr (kAdds && kDtype != RMSNORM_DTYPE_F32)
-      return round_to<kDtype>(sum, problem.h_dtype);
-    return sum;
+    const Block sum = add_residual<kDtype>(row, problem.h_dtype, col, count);
+    if (stores) store<kDtype, kStreams>(sum, row.residual_out, col, count);
+    return round_to<kDtype>(sum, problem.h_dtype);
   }
 
   [[gnu::always_inline]] static void read(const ForwardProblem &problem, const ForwardRow &row,
                                           int64_t col, int64_t count, Run *run) {
     const auto add_squares = [&](int64_t at, int64_t n, Block * to) __attribute__((always_inline)) {
-      const Block h = make_h(problem, make_sum(problem, row, at, n));
+      const Block h = make_h<false>(problem, row, at, n);
       *to = add_product(*to, h, h);
     };
     add_squares(col, count < kLanes ? count : kLanes, &run->squares);
@@ -121,10 +119,7 @@ struct ExactRows {
   [[gnu::always_inline]] static void write_block(const ForwardProblem &problem,
                                                  const ForwardRow &row, const Constants &constants,
                                                  int64_t col, int64_t count) {
-    const Block sum = make_sum(problem, row, col, count);
-    if (kAdds && row.residual_out.present())
-      store<kDtype, kStreams>(sum, row.residual_out, col, count);
-    Block y = make_h(problem, sum) * constants.scale;
+    Block y = make_h<true>(problem, row, col, count) * constants.scale;
     if constexpr (kPlain) {
       y = y * load<kDtype>(row.weight, col, count);
     } else {

@@ -115,6 +115,22 @@ template <class Half>
   return {smaller(a.low, b.low), smaller(a.high, b.high)};
 }
 
+// Of all the 16 bits.
+inline uint32_t least_short(const UVec &bits) {
+  typedef uint16_t Shorts __attribute__((vector_size(16)));
+  constexpr size_t kCount = sizeof(UVec) / sizeof(Shorts);
+  Shorts each[kCount];
+  __builtin_memcpy(each, &bits, sizeof each);
+  for (size_t i = 1; i < kCount; ++i) each[0] = each[0] < each[i] ? each[0] : each[i];
+  uint32_t least = each[0][0];
+  for (int i = 1; i < 8; ++i) least = each[0][i] < least ? each[0][i] : least;
+  return least;
+}
+template <class Half>
+[[gnu::always_inline]] inline uint32_t least_short(const Two<Half> &bits) {
+  return least_short(smaller(bits.low, bits.high));
+}
+
 // ---- fp16 ---------------------------------------------------------------------------------------
 
 template <class Half>

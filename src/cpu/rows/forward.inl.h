@@ -21,11 +21,11 @@ void pass(const ForwardProblem &problem, const ForwardRow &done, double rstd,
     typename Path::Run run;
     each_block<Path::kStep>(
         begin, end, [&](int64_t col, int64_t count) __attribute__((always_inline)) {
-          if constexpr (kReads) {
+          if constexpr (kReads && kWrites) {
             prefetch_ahead<Path::kDtype, Path::kStep>(read.x, col);
             if (Path::kAdds) prefetch_ahead<Path::kDtype, Path::kStep>(read.residual, col);
-            Path::read(problem, read, col, count, &run);
           }
+          if constexpr (kReads) Path::read(problem, read, col, count, &run);
           if constexpr (kWrites)
             Path::template write<kPlain>(problem, written, constants, col, count);
         });

@@ -77,9 +77,8 @@ struct HalfRows {
 
   // False: the row is not for fp32.
   static bool rstd(const ForwardProblem &problem, Sums *sums, double *rstd) {
-    for (int half = kFloatCols / 2; half > 0; half /= 2)
-      for (int i = 0; i < half; ++i) sums->lane[i] += sums->lane[i + half];
-    const double mean = sums->lane[0] / static_cast<double>(problem.cols) + problem.eps;
+    const Block squares = load_doubles(sums->lane) + load_doubles(sums->lane + kLanes);
+    const double mean = sum_lanes(squares) / static_cast<double>(problem.cols) + problem.eps;
     *rstd = 1 / __builtin_sqrt(mean);
     if (!(mean >= kLeastMean && mean <= kLargestMean)) return false;
     return kDtype != RMSNORM_DTYPE_BF16 || least_of(sums->least) * *rstd >= kLeastProduct;
@@ -87,10 +86,7 @@ struct HalfRows {
 
   // The smallest magnitude other than 0, of what order_of made of each.
   static double least_of(const HalfBits &bits) {
-    uint16_t each[kFloatCols];
-    store_bits(bits, reinterpret_cast<char *>(each));
-    uint32_t least = each[0];
-    for (int i = 1; i < kFloatCols; ++i) least = each[i] < least ? each[i] : least;
+    const uint32_t least = least_short(bits);
     if (least == 0xffff) return 1;  // zeros alone
     const uint32_t single = (least + 1) << 16;
     float value;
