@@ -167,6 +167,29 @@ TEST_F(OnFake, EachCallFails) {
     EXPECT_GT(of_function[function], 0) << function;
 }
 
+// So does each request of the host's memory: a context makes two, the calls none.
+TEST_F(OnFake, EachHostRequestFails) {
+  int injected = 0;
+  for (int nth = 1;; ++nth) {
+    runtime().reset();
+    allocations().requests = 0;
+    allocations().fails_at = nth;
+    const rmsnorm_status_t status = life(1, kAllFlags);
+    allocations().fails_at = 0;
+    if (allocations().requests < nth) {
+      EXPECT_EQ(status, RMSNORM_SUCCESS) << last_error();
+      break;
+    }
+    ++injected;
+    EXPECT_EQ(status, RMSNORM_ERROR_OUT_OF_MEMORY) << nth << ": " << last_error();
+    EXPECT_NE(last_error().find("no memory"), std::string::npos) << last_error();
+    expect_clean(cudaSuccess, {});
+    ASSERT_FALSE(HasFailure()) << nth;
+    ASSERT_EQ(life(1, kAllFlags), RMSNORM_SUCCESS) << nth << ": " << last_error();
+  }
+  EXPECT_EQ(injected, 2);
+}
+
 // Also with a context of the caller's current, on either device, and an error of the caller's.
 TEST_F(OnFake, EachCallFailsAmongTheCallersOwn) {
   for (const int current : {0, 1})

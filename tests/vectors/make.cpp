@@ -4,6 +4,7 @@
 //   make FOLDER          writes them
 //   make --check FOLDER  writes nothing; says whether the files there are these, byte for byte
 #include <algorithm>
+#include <cmath>
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
@@ -83,7 +84,8 @@ Vector describe(const std::string &name, const Case &c) {
   return vector;
 }
 
-// Puts a tensor's elements, before the call or after it, into its memory.
+// Puts a tensor's elements, before the call or after it, into its memory. A NaN is one and the
+// same, for its sign is the compiler's choice.
 void put(const Execution &execution, const VectorTensor &tensor, bool after,
          std::vector<uint8_t> *memory) {
   const Case &c = execution.tested();
@@ -95,7 +97,8 @@ void put(const Execution &execution, const VectorTensor &tensor, bool after,
             tensor.offset + row * tensor.row_stride + group * tensor.group_stride + col;
         const double value = after ? execution.output(tensor.name, row, group, col)
                                    : execution.input(tensor.name, row, group, col);
-        rmsnorm::reference::store(value, memory->data() + index * size, tensor.dtype);
+        rmsnorm::reference::store(std::isnan(value) ? NAN : value, memory->data() + index * size,
+                                  tensor.dtype);
       }
 }
 
