@@ -335,23 +335,24 @@ class Run {
     return launch(state_, rows_kernel(plan_.dtype, config.vectors, whole_, plain_), shape, &args);
   }
 
-  // dweight by strips and dx by rows: in one kernel if the rows are plain and aligned, the strips
+  // dweight by strips and dx by rows: in one kernel if the rows are aligned and alike, the strips
   // first if dx may take the place of what they read.
   rmsnorm_status_t run_few(const View &rstd) {
-    const bool one_kind = whole_ && plain_ && plan_.dtype != RMSNORM_DTYPE_NONE;
-    const bool in_place = p_.dx.data == p_.x.data || p_.dx.data == p_.dy.data;
-    const int strips = p_.dweight.present()
-                           ? int(divide_up(p_.cols, int64_t(plan_.few.strip_vectors) * plan_.width))
-                           : 0;
-    const int64_t rows = divide_up(plan_.sum_tasks, plan_.few.groups);
-    if (one_kind && !in_place) return launch_few(rstd, few_kernel(plan_.dtype), strips, rows);
-    if (strips > 0)
-      RMSNORM_TRY(launch_few(rstd,
-                             one_kind ? few_kernel(plan_.dtype)
-                                      : reinterpret_cast<const void *>(backward_few_columns),
-                             strips, 0));
-    if (one_kind) return launch_few(rstd, few_kernel(plan_.dtype), 0, rows);
-    return p_.dx.present() || p_.dresidual.present() ? run_rows(rstd) : RMSNORM_SUCCESS;
+    const bool one_kernel = whole_ && plan_.dtype != RMSNORM_DTYPE_NONE && p_.groups == 1;
+    const void *const kernel =
+        one_kernel ? few_kernel(plan_.dtype) : reinterpret_cast<const void *>(backward_few_columns);
+    const int64_t strip = int64_t(plan_.few.strip_vectors) * plan_.width;
+    const int strips = p_.dweight.present() ? int(divide_up(p_.cols, strip)) : 0;
+    const bool by_rows = p_.dx.present() || p_.dresidual.present();
+    const int64_t rows = by_rows ? divide_up(plan_.sum_tasks, plan_.few.groups) : 0;
+    bool in_place = false;
+    for (const View *view : {&p_.dx, &p_.dresidual})
+      in_place =
+          in_place || (view->present() && (view->data == p_.x.data || view->data == p_.dy.data));
+    if (one_kernel && !in_place) return launch_few(rstd, kernel, strips, rows);
+    if (strips > 0) RMSNORM_TRY(launch_few(rstd, kernel, strips, 0));
+    if (!by_rows) return RMSNORM_SUCCESS;
+    return one_kernel ? launch_few(rstd, kernel, 0, rows) : run_rows(rstd);
   }
 
   rmsnorm_status_t launch_few(const View &rstd, const void *kernel, int strips, int64_t rows) {
@@ -365,6 +366,7 @@ class Run {
     args.strip_vectors = plan_.few.strip_vectors;
     args.lanes = plan_.few.lanes;
     args.width = plan_.width;
+    args.mixed = plan_.dtype == RMSNORM_DTYPE_NONE;
     args.overlap = overlap();
     const LaunchShape shape = {
         strips + rows, plan_.config.threads, plan_.few.groups, 0, stream_, args.overlap, 1};

@@ -10,8 +10,8 @@
 // is the shape's alone. Where a sum of absolute terms comes near an end of fp32's range, or an rstd
 // does, the strip is summed again in fp64.
 //
-// The launcher runs strips and rows as two kernels where dx overwrites x or dy, and what is not
-// plain and aligned by backward_few_columns and backward_rows.
+// The launcher runs strips and rows as two kernels where dx overwrites x or dy; unaligned and mixed
+// rows and those of several groups take backward_few_columns and backward_rows.
 #pragma once
 
 #include "cuda/kernels/backward_rare.cuh"
@@ -30,6 +30,7 @@ struct FewArgs : BackwardArgs {
   int strip_vectors;  // 4 or 8
   int lanes;          // that share a vector's rows
   int width;          // elements of a vector
+  bool mixed;         // dtypes
 };
 
 // What a block needs of shared memory, for one thing after another.
@@ -47,16 +48,14 @@ __device__ inline int thread_of_block() { return threadIdx.y * blockDim.x + thre
 
 // A thread's part of a strip.
 struct Lane {
-  int place, step;  // its first column in the strip, and from that to the next
-  int left;         // the row's columns from its first one on
+  int place, left;  // its first column in the strip, and the row's columns from there on
   int lane;         // it takes every a.lanes-th row
   int rows, warps;  // of the strip
 
-  // `width`: columns of a thread; `adjacent`: side by side, or one from each of as many parts.
-  __device__ Lane(const FewArgs &a, int width, bool adjacent) {
-    const int thread = thread_of_block(), vector = thread % a.strip_vectors;
-    place = adjacent ? vector * width : vector;
-    step = adjacent ? 1 : a.strip_vectors;
+  // `width`: columns of a thread.
+  __device__ Lane(const FewArgs &a, int width) {
+    const int thread = thread_of_block();
+    place = thread % a.strip_vectors * width;
     left = int(a.cols) - first(a, width);
     lane = thread / a.strip_vectors;
     rows = int(a.tasks.count);
@@ -65,14 +64,14 @@ struct Lane {
   __device__ int first(const FewArgs &a, int width) const {
     return int(blockIdx.x) * a.strip_vectors * width + place;
   }
-  __device__ bool has(int i) const { return i * step < left; }
 };
 
-// How a lane reads its rows. Plain and aligned ones, a vector each:
+// How a lane reads its rows. Aligned ones of one dtype, a vector each:
 template <class T>
 struct AlignedRows {
   static constexpr int W = kWidth<T>;
   static constexpr int kAtOnce = 4;
+  static constexpr bool kHalves = kIsHalf<T>;                      // of one dtype
   static constexpr bool kAlwaysRight = std::is_same_v<T, __half>;  // LaneSums
   using Loaded = Vector<T>;
 
@@ -86,19 +85,21 @@ struct AlignedRows {
   }
 };
 
-// All others, element by element; neighbouring threads have neighbouring ones. 8: halves of one
-// dtype, 4: any.
-template <int kCount>
-struct AnyRows {
-  static constexpr int W = kCount;
-  static constexpr int kAtOnce = 2;
+// Others of one dtype, as the two aligned blocks that hold a vector, cut when they have come.
+template <class T>
+struct UnalignedRows {
+  static constexpr int W = kWidth<T>;
+  static constexpr int kAtOnce = 4;
+  static constexpr bool kHalves = kIsHalf<T>;
   static constexpr bool kAlwaysRight = false;
   struct Loaded {
-    uint32_t bits[W];
+    uint4 low, high;
+    int shift;
 
     __device__ void unpack(rmsnorm_dtype_t dtype, float (&out)[W]) const {
-#pragma unroll
-      for (int i = 0; i < W; ++i) out[i] = from_bits(bits[i], dtype);
+      Vector<T> vector;
+      vector.set(cut_out(low, high, shift));
+      vector.unpack_as(dtype, out);
     }
   };
 
@@ -107,14 +108,41 @@ struct AnyRows {
   }
   __device__ static Loaded load(const FewArgs &a, const Lane &own, const Matrix &m, int64_t r,
                                 int64_t g, bool valid) {
-    const int size = W == 8 ? 2 : size_of(m.dtype);
-    const char *data = m.at(r, g) + own.first(a, W) * int64_t(size);
-    Loaded out = {};
-#pragma unroll
-    for (int i = 0; i < W; ++i, data += own.step * size)
-      if (valid && own.has(i))
-        out.bits[i] = size == 2 ? *reinterpret_cast<const uint16_t *>(data)
-                                : *reinterpret_cast<const uint32_t *>(data);
+    const char *data = m.at(r, g) + own.first(a, W) * int64_t(sizeof(T));
+    const int shift = misalignment(data), left = valid ? own.left : 0;
+    Loaded out = {{}, {}, shift};
+    const uint4 *blocks = reinterpret_cast<const uint4 *>(data - shift);
+    if (left >= 2 * W - shift / int(sizeof(T))) {
+      out.low = blocks[0], out.high = blocks[1];
+    } else if (left > 0) {  // the row's last vector: nothing behind it is read
+      const Vector<T> last = load_elements<T>(data, left, sizeof(T));
+      out.low = make_uint4(last.word[0], last.word[1], last.word[2], last.word[3]);
+      out.shift = 0;
+    }
+    return out;
+  }
+};
+
+// Those of mixed dtypes.
+struct MixedRows {
+  static constexpr int W = kWidth<AnyElement>;
+  static constexpr int kAtOnce = 2;
+  static constexpr bool kHalves = false;
+  static constexpr bool kAlwaysRight = false;
+  struct Loaded {
+    RawElements<false, W> raw;
+
+    __device__ void unpack(rmsnorm_dtype_t dtype, float (&out)[W]) const { raw.read(dtype, out); }
+  };
+
+  __device__ static void locate(const FewArgs &a, int row, int64_t *r, int64_t *g) {
+    a.locate(row, r, g);
+  }
+  __device__ static Loaded load(const FewArgs &a, const Lane &own, const Matrix &m, int64_t r,
+                                int64_t g, bool valid) {
+    Loaded out;
+    out.raw.load(m.at(r, g) + own.first(a, W) * int64_t(size_of(m.dtype)), m.dtype,
+                 valid ? own.left : 0);
     return out;
   }
 };
@@ -141,7 +169,7 @@ struct LaneSums {
     bool all = true;
 #pragma unroll
     for (int i = 0; i < W && !kAlwaysRight; ++i)
-      all = all && (!own.has(i) || (size[i] >= 0x1p-90f && size[i] <= 0x1p100f));
+      all = all && (i >= own.left || (size[i] >= 0x1p-90f && size[i] <= 0x1p100f));
     return all;
   }
 };
@@ -218,7 +246,7 @@ __device__ __noinline__ void exact_strip(const FewArgs &a, FewMemory &memory, La
   const int thread = thread_of_block();
   if (thread % 32 < a.strip_vectors) {
 #pragma unroll
-    for (int i = 0; i < W; ++i) memory.exact_strip[thread / 32][own.place + i * own.step] = sum[i];
+    for (int i = 0; i < W; ++i) memory.exact_strip[thread / 32][own.place + i] = sum[i];
   }
   store_strip(a, own, a.strip_vectors * W, memory.exact_strip);
 }
@@ -253,7 +281,9 @@ __device__ inline void add_strip(const FewArgs &a, FewMemory &memory, const Lane
       else rare = true;
     }
   }
-  rare = rare || (own.lane < own.rows && !sums.right(own));
+  // fp16 at any address alike: whether a strip is summed again must not depend on that.
+  const bool right = Rows::kHalves && a.x.dtype == RMSNORM_DTYPE_F16;
+  rare = rare || (!right && own.lane < own.rows && !sums.right(own));
   if (__syncthreads_or(rare)) return exact_strip<Rows>(a, memory, own);
 
   // The lanes of a warp: each hands half of its columns to the other and keeps half.
@@ -275,7 +305,7 @@ __device__ inline void add_strip(const FewArgs &a, FewMemory &memory, const Lane
     const int of_thread = (second ? W / 2 : 0) + (odd ? W / 4 : 0);
 #pragma unroll
     for (int i = 0; i < W / 4; ++i)
-      memory.strip[thread / 32][own.place + (of_thread + i) * own.step] = quarter[i];
+      memory.strip[thread / 32][own.place + of_thread + i] = quarter[i];
   }
   store_strip(a, own, a.strip_vectors * W, memory.strip);
 }
@@ -331,19 +361,28 @@ __device__ inline void backward_row(const FewArgs &a, FewMemory &memory) {
       dy[i] *= rstd;
       dx[i] = fmaf(-x[i], slope, w[v][i] * dy[i]);
     }
+    if (a.dresidual_out.data != nullptr) {
+      float added[W];
+      load_vector<T, true>(at(a.dresidual_out, v), left - v * kStep, a.x.dtype)
+          .unpack(a.x.dtype, added);
+#pragma unroll
+      for (int i = 0; i < W; ++i) dx[i] += added[i];
+    }
     Vector<T> out;
-    out.pack(a.dx.dtype, dx);
-    Writer<T, true>(32).store(at(a.dx, v), out, left - v * kStep, true, true, a.dx.dtype);
+    out.pack(a.x.dtype, dx);
+    for (const Matrix *matrix : {&a.dx, &a.dresidual})
+      if (matrix->data != nullptr)
+        Writer<T, true>(32).store(at(*matrix, v), out, left - v * kStep, true, true, a.x.dtype);
   }
 }
 
-// Plain and aligned.
+// Aligned rows of one dtype and one group.
 template <class T>
 __global__ void __maxnreg__(kFewRegisters) backward_few(const __grid_constant__ FewArgs a) {
   __shared__ FewMemory memory;
   if (int(blockIdx.x) >= a.strips) return backward_row<T>(a, memory);
   if (a.overlap) start_beside_neighbours();
-  const Lane own(a, kWidth<T>, true);
+  const Lane own(a, kWidth<T>);
   if (own.lane < a.lanes) add_strip<AlignedRows<T>>(a, memory, own);
 }
 
@@ -352,10 +391,11 @@ __global__ void __launch_bounds__(kBackwardThreads)
     backward_few_columns(const __grid_constant__ FewArgs a) {
   __shared__ FewMemory memory;
   if (a.overlap) start_beside_neighbours();
-  const Lane own(a, a.width, false);
+  const Lane own(a, a.width);
   if (own.lane >= a.lanes) return;
-  if (a.width == 8) add_strip<AnyRows<8>>(a, memory, own);
-  else add_strip<AnyRows<4>>(a, memory, own);
+  if (a.width == 8) add_strip<UnalignedRows<__half>>(a, memory, own);  // or bf16
+  else if (a.mixed) add_strip<MixedRows>(a, memory, own);
+  else add_strip<UnalignedRows<float>>(a, memory, own);
 }
 
 }  // namespace
