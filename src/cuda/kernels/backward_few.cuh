@@ -348,8 +348,8 @@ __device__ inline void backward_row(const FewArgs &a, FewMemory &memory) {
   sum = add_warps<kBackwardWarps, kBackwardPlaces>(warp_sum(sum), team, memory.rows.sums);
   const float mean = sum * rstd * a.inverse_cols;
   if (!is_fast_row(rstd, mean))
-    return exact_rows(a, {0, 0, first, kStep, V, W}, task, 1, team, memory.rows.exact, nullptr, 0,
-                      0);
+    return exact_rows<false>(a, {0, 0, first, kStep, V, W}, task, 1, team, memory.rows.exact,
+                             nullptr, 0, 0);
   const float slope = rstd * rstd * mean;
 #pragma unroll
   for (int v = 0; v < V; ++v) {

@@ -75,7 +75,8 @@ __device__ inline bool in_range(float rstd) {
 
 // One row: writes this thread's elements of dx and dresidual, and adds dy * xhat for dweight to
 // floats in shared memory: element i of vector v at slots[v * slot_step + i / 4 * half_step], float
-// i % 4; slots NULL: dweight is not this row's affair. `redo`: whether it is for this row.
+// i % 4, unless kDweight is false. `redo`: whether it is for this row.
+template <bool kDweight>
 __device__ inline void exact_row(const BackwardArgs &a, Part part, int64_t task, Team team,
                                  bool redo, double *scratch, uint4 *slots, int slot_step,
                                  int half_step) {
@@ -106,7 +107,7 @@ __device__ inline void exact_row(const BackwardArgs &a, Part part, int64_t task,
     if (a.dx.data != nullptr) store_double(a.dx.at(part.r, part.g), c, a.dx.dtype, dx);
     if (a.dresidual.data != nullptr)
       store_double(a.dresidual.at(part.r, part.g), c, a.dresidual.dtype, dx);
-    if (slots != nullptr)
+    if (kDweight)
       reinterpret_cast<float *>(slots + v * slot_step + i / 4 * half_step)[i % 4] +=
           float(dy * xhat);
   });
@@ -119,17 +120,18 @@ constexpr int kFlushRows = 32, kChunkRows = 48 * kFlushRows;
 
 // The rows that bits of `rows` name: bit i for task + i * a.stride. Their sum for dweight is left
 // in `slots`. All threads of the team call it, and all of a warp of short rows.
+template <bool kDweight>
 __device__ __noinline__ void exact_rows(const BackwardArgs &a, Part part, int64_t task,
                                         uint32_t rows, Team team, double *scratch, uint4 *slots,
                                         int slot_step, int half_step) {
-  for (int v = 0; slots != nullptr && v < part.vectors; ++v)
+  for (int v = 0; kDweight && v < part.vectors; ++v)
     for (int i = 0; i < part.width; i += 4)
       slots[v * slot_step + i / 4 * half_step] = make_uint4(0, 0, 0, 0);
 #pragma unroll 1
   for (int i = 0; i < kFlushRows; ++i, task += a.stride) {
     const bool redo = (rows >> i & 1) != 0;
     if (any_row_of_warp(redo, team.threads))
-      exact_row(a, part, task, team, redo, scratch, slots, slot_step, half_step);
+      exact_row<kDweight>(a, part, task, team, redo, scratch, slots, slot_step, half_step);
   }
 }
 
@@ -140,7 +142,7 @@ __device__ inline void add_exact_rows(const BackwardArgs &a, const Part &part, i
                                       uint4 *slots, int slot_step, int half_step,
                                       float (&dweight)[V][W]) {
   __syncwarp();  // other lanes may have read what stands in the slots
-  exact_rows(a, part, task, rows, team, scratch, slots, slot_step, half_step);
+  exact_rows<true>(a, part, task, rows, team, scratch, slots, slot_step, half_step);
 #pragma unroll
   for (int v = 0; v < V; ++v)
 #pragma unroll
