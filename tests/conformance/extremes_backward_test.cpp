@@ -81,7 +81,8 @@ TEST_P(ExtremesBackward, ColumnsAtTheEnds) {
         Execution execution(device(), c);
         for (int64_t row = 0; row < rows; ++row) {
           execution.set(kDy, row, 0, 3, limits.smallest);
-          execution.set(kDy, row, 0, 9, row % 2 == 0 ? limits.largest / (rows * 16.0) : -limits.smallest);
+          execution.set(kDy, row, 0, 9,
+                        row % 2 == 0 ? limits.largest / (rows * 16.0) : -limits.smallest);
           execution.set(kDy, row, 0, 17, 0.0);
           execution.set(kDy, row, 0, 200, limits.smallest_normal);
         }
