@@ -78,7 +78,7 @@ struct Plan {
   int64_t sum_tasks;  // rows that share a sum
   FewConfig few;      // groups 0: backward_rows and sum_partials
   // backward_rows
-  bool rows_dweight;
+  bool rows_dweight, columns_dweight;  // from backward_rows', backward_columns' partial sums
   int64_t blocks, chunks, pitch;
   // the exact kernels
   bool exact_rows;  // backward_rstd and backward_exact
@@ -161,8 +161,8 @@ Plan plan_of(const State &state, const BackwardProblem &p, bool by_group) {
                              sizeof(float), &plan.bytes);
   }
   plan.exact_rows = config.vectors == 0 && rows_outputs;
-  const bool column_dweight = p.dweight.present() && !plan.rows_dweight && plan.few.groups == 0;
-  plan.columns = column_dweight || p.dbias.present();
+  plan.columns_dweight = p.dweight.present() && !plan.rows_dweight && plan.few.groups == 0;
+  plan.columns = plan.columns_dweight || p.dbias.present();
   if (plan.exact_rows) plan.row_rstd = reserve(tasks, sizeof(RowRstd), &plan.bytes);
   if (plan.columns) {
     const int64_t tiles = divide_up(p.cols, kColumnThreads) * plan.sums;
@@ -170,7 +170,7 @@ Plan plan_of(const State &state, const BackwardProblem &p, bool by_group) {
     plan.column_chunks = choose_column_chunks(plan.sum_tasks, tiles, state.multiprocessors);
     const unsigned __int128 count =
         static_cast<unsigned __int128>(plan.sums) * plan.column_chunks * plan.column_pitch;
-    if (column_dweight) plan.dweight = reserve(count, sizeof(double), &plan.bytes);
+    if (plan.columns_dweight) plan.dweight = reserve(count, sizeof(double), &plan.bytes);
     if (p.dbias.present()) plan.dbias = reserve(count, sizeof(double), &plan.bytes);
   }
   if (plan.bytes > 0) plan.bytes += kAlignment;  // to align a workspace that is not
@@ -201,7 +201,7 @@ class Run {
     if (!p_.dweight.present() && !p_.dbias.present()) return RMSNORM_SUCCESS;
     if (plan_.rows_dweight)
       RMSNORM_TRY(sum<float>(p_.dweight, plan_.partial, plan_.blocks * plan_.chunks, plan_.pitch));
-    else if (p_.dweight.present() && plan_.few.groups == 0)
+    else if (plan_.columns_dweight)
       RMSNORM_TRY(sum<double>(p_.dweight, plan_.dweight, plan_.column_chunks, plan_.column_pitch));
     if (p_.dbias.present())
       RMSNORM_TRY(sum<double>(p_.dbias, plan_.dbias, plan_.column_chunks, plan_.column_pitch));
@@ -245,10 +245,7 @@ class Run {
     args.dx = matrix_of(p_.dx);
     args.dresidual = matrix_of(p_.dresidual);
     args.row_rstd = at<RowRstd>(plan_.row_rstd);
-    args.dweight =
-        plan_.columns && p_.dweight.present() && !plan_.rows_dweight && plan_.few.groups == 0
-            ? at<double>(plan_.dweight)
-            : nullptr;
+    args.dweight = plan_.columns_dweight ? at<double>(plan_.dweight) : nullptr;
     args.dbias = p_.dbias.present() ? at<double>(plan_.dbias) : nullptr;
     args.rows = plan_.sum_tasks;
     args.cols = p_.cols;

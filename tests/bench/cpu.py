@@ -83,7 +83,8 @@ def isas(bench: str, runs: int) -> None:
 def threads_ratio(bench: str, runs: int) -> None:
     rows: Dict[str, List[float]] = {}
     for _ in range(runs):
-        for shape in GROWING:  # one after the other: what else the machine does changes by the minute
+        # One after the other: what else the machine does changes by the minute.
+        for shape in GROWING:
             one, two = (measure(bench, [shape], "f32,bf16", threads=threads, sets=1)
                         for threads in (1, 2))
             for key in one:

@@ -85,13 +85,21 @@ struct AlignedRows {
   }
 };
 
-// Others of one dtype, as the two aligned blocks that hold a vector, cut when they have come.
+// Others, which may be of several groups.
+struct PlacedRows {
+  static constexpr bool kAlwaysRight = false;
+
+  __device__ static void locate(const FewArgs &a, int row, int64_t *r, int64_t *g) {
+    a.locate(row, r, g);
+  }
+};
+
+// Of one dtype, as the two aligned blocks that hold a vector, cut when they have come.
 template <class T>
-struct UnalignedRows {
+struct UnalignedRows : PlacedRows {
   static constexpr int W = kWidth<T>;
   static constexpr int kAtOnce = 4;
   static constexpr bool kHalves = kIsHalf<T>;
-  static constexpr bool kAlwaysRight = false;
   struct Loaded {
     uint4 low, high;
     int shift;
@@ -103,9 +111,6 @@ struct UnalignedRows {
     }
   };
 
-  __device__ static void locate(const FewArgs &a, int row, int64_t *r, int64_t *g) {
-    a.locate(row, r, g);
-  }
   __device__ static Loaded load(const FewArgs &a, const Lane &own, const Matrix &m, int64_t r,
                                 int64_t g, bool valid) {
     const char *data = m.at(r, g) + own.first(a, W) * int64_t(sizeof(T));
@@ -123,21 +128,17 @@ struct UnalignedRows {
   }
 };
 
-// Those of mixed dtypes.
-struct MixedRows {
+// Of mixed dtypes.
+struct MixedRows : PlacedRows {
   static constexpr int W = kWidth<AnyElement>;
   static constexpr int kAtOnce = 2;
   static constexpr bool kHalves = false;
-  static constexpr bool kAlwaysRight = false;
   struct Loaded {
     RawElements<false, W> raw;
 
     __device__ void unpack(rmsnorm_dtype_t dtype, float (&out)[W]) const { raw.read(dtype, out); }
   };
 
-  __device__ static void locate(const FewArgs &a, int row, int64_t *r, int64_t *g) {
-    a.locate(row, r, g);
-  }
   __device__ static Loaded load(const FewArgs &a, const Lane &own, const Matrix &m, int64_t r,
                                 int64_t g, bool valid) {
     Loaded out;
