@@ -24,7 +24,8 @@ Bound glu_bound_of(const Call &call, Slot output, bool cuda) {
                  : is_half(dtype)                             ? 0.51
                  : call.activation == RMSNORM_ACTIVATION_SILU ? 2
                                                               : 4;
-  if (output == kDgate) bound.factor = std::ldexp(1, fp64 ? -48 : cuda ? -20 : -40);
+  if (output == kDgate)
+    bound.factor = std::ldexp(1, fp64 ? -48 : !cuda ? -40 : is_half(dtype) ? -17 : -20);
   return bound;
 }
 
