@@ -14,11 +14,13 @@
 namespace rmsnorm::cuda {
 namespace {
 
+// Rows that need 4 vectors are rare: what is not aligned and plain has one kernel.
 template <class T, bool kWhole, bool kPlain>
 const void *rows_kernel(int vectors) {
   if (vectors == 1) return reinterpret_cast<const void *>(backward_short<T, kWhole, kPlain>);
   if (vectors == 2) return reinterpret_cast<const void *>(backward_rows<T, 2, kWhole, kPlain>);
-  return reinterpret_cast<const void *>(backward_rows < T, 4, kWhole, kWhole && kPlain >);
+  constexpr bool kBoth = kWhole && kPlain;
+  return reinterpret_cast<const void *>(backward_rows<T, 4, kBoth, kBoth>);
 }
 
 // Mixed dtypes are never plain.
@@ -139,8 +141,8 @@ Plan plan_of(const State &state, const BackwardProblem &p, bool by_group) {
   const bool rows_outputs = p.dx.present() || p.dresidual.present() || p.dweight.present();
   if (p.x.dtype != RMSNORM_DTYPE_F64)
     plan.config = fit_config(state,
-                             choose_backward(divide_up(p.cols, width), state.multiprocessors,
-                                             state.cluster_limit),
+                             choose_backward(divide_up(p.cols, width), p.cols % width != 0, tasks,
+                                             state.multiprocessors, state.cluster_limit),
                              plan);
   const BackwardConfig &config = plan.config;
   if (config.vectors != 0 && rows_outputs) {
@@ -152,7 +154,7 @@ Plan plan_of(const State &state, const BackwardProblem &p, bool by_group) {
       plan.chunks = divide_up(divide_up(plan.sum_tasks, plan.blocks * config.groups), kChunkRows);
     plan.pitch = int64_t(config.cluster) * config.threads * config.vectors * width;
     if (!by_group && p.cols % width == 0)
-      plan.few = choose_few(config, divide_up(p.cols, width), tasks, state.multiprocessors);
+      plan.few = choose_few(divide_up(p.cols, width), tasks, state.multiprocessors);
     plan.rows_dweight = p.dweight.present() && plan.few.groups == 0;
     if (!p.rstd.present()) plan.rstd = reserve(tasks, sizeof(float), &plan.bytes);
     if (plan.rows_dweight)
@@ -183,9 +185,10 @@ class Run {
       : state_(state),
         p_(problem),
         plan_(plan_of(state, problem, is_by_group(problem))),
-        whole_(is_whole(problem, plan_.width)),
-        plain_(problem.dx.present() && !problem.dresidual.present() &&
-               !problem.dresidual_out.present() && (plan_.by_group || problem.groups == 1)),
+        plain_(plan_.dtype != RMSNORM_DTYPE_NONE && problem.dx.present() &&
+               !problem.dresidual.present() && !problem.dresidual_out.present() &&
+               (plan_.by_group || problem.groups == 1)),
+        whole_(is_whole(problem, plan_.width) && (plan_.config.vectors != 4 || plain_)),
         stream_(call.stream) {
     const uintptr_t start = reinterpret_cast<uintptr_t>(call.workspace);
     workspace_ = reinterpret_cast<char *>((start + kAlignment - 1) / kAlignment * kAlignment);
@@ -308,7 +311,7 @@ class Run {
     args.partial = plan_.rows_dweight ? at<float>(plan_.partial) : nullptr;
     args.stride = plan_.blocks * plan_.config.groups;
     args.rows_each = int(plan_.sum_tasks / args.stride);
-    args.rows_more = plan_.sum_tasks % args.stride;
+    args.rows_more = uint32_t(plan_.sum_tasks % args.stride);
     args.dy_step = args.stride * args.dy.row_stride;
     args.x_step = args.stride * args.x.row_stride;
     args.dx_step = args.stride * args.dx.row_stride;
@@ -355,6 +358,7 @@ class Run {
   rmsnorm_status_t launch_few(const View &rstd, const void *kernel, int strips, int64_t rows) {
     FewArgs args = {};
     static_cast<BackwardArgs &>(args) = row_args(rstd);
+    args.cluster = 1;
     args.sum_slots = kBackwardWarps;
     args.dweight = p_.dweight.data;
     args.dweight_dtype = p_.dweight.dtype;
@@ -366,7 +370,7 @@ class Run {
     args.mixed = plan_.dtype == RMSNORM_DTYPE_NONE;
     args.overlap = overlap();
     const LaunchShape shape = {
-        strips + rows, plan_.config.threads, plan_.few.groups, 0, stream_, args.overlap, 1};
+        strips + rows, plan_.few.threads, plan_.few.groups, 0, stream_, args.overlap, 1};
     return launch(state_, kernel, shape, &args);
   }
 
@@ -405,7 +409,7 @@ class Run {
   const State &state_;
   const BackwardProblem &p_;
   Plan plan_;
-  bool whole_, plain_;
+  bool plain_, whole_;
   void *stream_;
   char *workspace_;
   bool launched_ = false;
@@ -429,10 +433,14 @@ void kernel_name(const void *state, const BackwardProblem &p, char *name) {
     return;
   }
   const BackwardConfig &c = plan.config;
-  std::snprintf(name, RMSNORM_KERNEL_NAME_SIZE, "cuda_backward_%s_%s_v%d_t%d_g%d_c%d",
-                plan.few.groups != 0 ? "few" : "rows",
-                plan.dtype == RMSNORM_DTYPE_NONE ? "mixed" : dtype_name(plan.dtype), c.vectors,
-                c.threads, c.groups, c.cluster);
+  const FewConfig &few = plan.few;
+  const char *dtype = plan.dtype == RMSNORM_DTYPE_NONE ? "mixed" : dtype_name(plan.dtype);
+  if (few.groups != 0)
+    std::snprintf(name, RMSNORM_KERNEL_NAME_SIZE, "cuda_backward_few_%s_t%d_g%d_s%d", dtype,
+                  few.threads, few.groups, few.strip_vectors);
+  else
+    std::snprintf(name, RMSNORM_KERNEL_NAME_SIZE, "cuda_backward_rows_%s_v%d_t%d_g%d_c%d", dtype,
+                  c.vectors, c.threads, c.groups, c.cluster);
 }
 
 rmsnorm_status_t run(const void *state, const BackwardProblem &p, const Launch &call) {

@@ -12,8 +12,9 @@ namespace rmsnorm::cuda {
 namespace {
 
 template <class T, bool kWhole, Asked kAsked>
-const void *kernel_of(ForwardKernel kernel, int vectors) {
-  switch (kernel) {
+const void *kernel_of(const ForwardConfig &config) {
+  const int vectors = config.vectors;
+  switch (config.kernel) {
     case ForwardKernel::kShort:
       if (vectors == 1) return reinterpret_cast<const void *>(forward_short<T, 1, kWhole, kAsked>);
       if (vectors == 2) return reinterpret_cast<const void *>(forward_short<T, 2, kWhole, kAsked>);
@@ -22,9 +23,13 @@ const void *kernel_of(ForwardKernel kernel, int vectors) {
       if constexpr (kAsked == Asked::kAll) {
         return reinterpret_cast<const void *>(forward_rows<T, 4, kWhole, Asked::kAll>);
       } else {
-        if (vectors == 1)
-          return reinterpret_cast<const void *>(forward_rows<T, 1, kWhole, Asked::kPlainAdd>);
-        if (vectors == 2)
+        constexpr Asked kAdd = Asked::kPlainAdd;
+        if constexpr (kWhole) {  // for_unaligned
+          if (config.cluster > 1)
+            return reinterpret_cast<const void *>(forward_rows<T, 2, true, kAdd, true>);
+          if (vectors == 1) return reinterpret_cast<const void *>(forward_rows<T, 1, true, kAdd>);
+        }
+        if (vectors < 4)
           return reinterpret_cast<const void *>(forward_rows<T, 2, kWhole, Asked::kPlainAdd>);
         return reinterpret_cast<const void *>(forward_rows<T, 4, kWhole, Asked::kPlain>);
       }
@@ -37,23 +42,23 @@ const void *kernel_of(ForwardKernel kernel, int vectors) {
 
 // Mixed dtypes (NONE) are never plain.
 template <bool kWhole, Asked kAsked>
-const void *kernel_of(rmsnorm_dtype_t dtype, ForwardKernel kernel, int vectors) {
+const void *kernel_of(rmsnorm_dtype_t dtype, const ForwardConfig &config) {
   switch (dtype) {
-    case RMSNORM_DTYPE_BF16: return kernel_of<__nv_bfloat16, kWhole, kAsked>(kernel, vectors);
-    case RMSNORM_DTYPE_F16: return kernel_of<__half, kWhole, kAsked>(kernel, vectors);
-    case RMSNORM_DTYPE_F32: return kernel_of<float, kWhole, kAsked>(kernel, vectors);
+    case RMSNORM_DTYPE_BF16: return kernel_of<__nv_bfloat16, kWhole, kAsked>(config);
+    case RMSNORM_DTYPE_F16: return kernel_of<__half, kWhole, kAsked>(config);
+    case RMSNORM_DTYPE_F32: return kernel_of<float, kWhole, kAsked>(config);
     case RMSNORM_DTYPE_F64: return reinterpret_cast<const void *>(forward_exact<true>);
-    default: return kernel_of<AnyElement, kWhole, Asked::kAll>(kernel, vectors);
+    default: return kernel_of<AnyElement, kWhole, Asked::kAll>(config);
   }
 }
 
 const void *kernel_of(rmsnorm_dtype_t dtype, const ForwardConfig &config, bool whole, bool plain) {
   constexpr Asked kPlain = Asked::kPlainAdd;
   if (whole)
-    return plain ? kernel_of<true, kPlain>(dtype, config.kernel, config.vectors)
-                 : kernel_of<true, Asked::kAll>(dtype, config.kernel, config.vectors);
-  return plain ? kernel_of<false, kPlain>(dtype, config.kernel, config.vectors)
-               : kernel_of<false, Asked::kAll>(dtype, config.kernel, config.vectors);
+    return plain ? kernel_of<true, kPlain>(dtype, config)
+                 : kernel_of<true, Asked::kAll>(dtype, config);
+  return plain ? kernel_of<false, kPlain>(dtype, config)
+               : kernel_of<false, Asked::kAll>(dtype, config);
 }
 
 // Whether every access can be a whole vector of `width` elements.
@@ -129,7 +134,10 @@ rmsnorm_status_t run(const void *opaque, const ForwardProblem &p, const Launch &
   const int64_t tasks = p.rows * p.groups;
   if (tasks == 0) return RMSNORM_SUCCESS;
   const Plan plan = plan_of(state, p);
-  const ForwardConfig &config = plan.config;
+  const bool whole = is_whole(p, plan.width);
+  const ForwardConfig config = whole || !plan.plain
+                                   ? plan.config
+                                   : for_unaligned(plan.config, divide_up(p.cols, plan.width));
 
   ForwardArgs args = {};
   const int64_t one_stride_groups = plan.plain ? p.groups : 1;
@@ -153,7 +161,7 @@ rmsnorm_status_t run(const void *opaque, const ForwardProblem &p, const Launch &
   args.h_dtype = p.h_dtype;
   args.llama = p.llama;
   args.overlap = p.overlap;
-  args.cluster = config.cluster;
+  args.cluster = uint16_t(config.cluster);
   args.vectors = config.vectors;
 
   LaunchShape shape = {0, config.threads, config.rows, 0, call.stream, p.overlap, config.cluster};
@@ -164,7 +172,7 @@ rmsnorm_status_t run(const void *opaque, const ForwardProblem &p, const Launch &
         config.vectors == 1 ? kShortRows<1, Asked::kPlainAdd> : kShortRows<2, Asked::kPlainAdd>;
   if (config.kernel == ForwardKernel::kLong)
     shape.shared_memory = (size_t(config.threads) * config.vectors + kLongWarps) * sizeof(uint4);
-  const void *kernel = kernel_of(plan.dtype, config, is_whole(p, plan.width), plan.plain);
+  const void *kernel = kernel_of(plan.dtype, config, whole, plan.plain);
   DeviceGuard guard(state);
   RMSNORM_TRY(guard.status());
   while (args.first_task < tasks) {
@@ -182,16 +190,16 @@ const void *any_kernel() { return reinterpret_cast<const void *>(forward_exact<f
 rmsnorm_status_t visit_forward_kernels(const KernelVisitor &visitor) {
   const struct {
     ForwardKernel kernel;
-    int vectors;
-  } variants[] = {{ForwardKernel::kShort, 1}, {ForwardKernel::kShort, 2},
-                  {ForwardKernel::kShort, 3}, {ForwardKernel::kRows, 1},
-                  {ForwardKernel::kRows, 2},  {ForwardKernel::kRows, 4},
-                  {ForwardKernel::kLong, 0}};
+    int vectors, cluster;
+  } variants[] = {{ForwardKernel::kShort, 1, 1}, {ForwardKernel::kShort, 2, 1},
+                  {ForwardKernel::kShort, 3, 1}, {ForwardKernel::kRows, 1, 1},
+                  {ForwardKernel::kRows, 2, 1},  {ForwardKernel::kRows, 2, 2},
+                  {ForwardKernel::kRows, 4, 1},  {ForwardKernel::kLong, 0, 1}};
   for (const rmsnorm_dtype_t dtype : kRowDtypes)
     for (const auto &variant : variants)
       for (const bool whole : {false, true})
         for (const bool plain : {false, true}) {
-          const ForwardConfig config = {variant.kernel, variant.vectors, 0, 1, 1};
+          const ForwardConfig config = {variant.kernel, variant.vectors, 0, 1, variant.cluster};
           RMSNORM_TRY(visitor.visit(kernel_of(dtype, config, whole, plain),
                                     variant.kernel == ForwardKernel::kLong
                                         ? KernelNeeds::kSharedMemory | KernelNeeds::kClusters

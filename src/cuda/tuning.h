@@ -48,7 +48,8 @@ inline ForwardConfig choose_short(int64_t row_vectors) {
 }
 
 // A row is `row_vectors` vectors of 16 bytes; a cluster may have `cluster_limit` blocks (1: there
-// are none). `adds`: a residual; `plain`: forward_rows has kernels of 1 and 2 vectors.
+// are none). `adds`: a residual; `plain`: forward_rows has kernels of 1 and 2 vectors. Unaligned
+// rows: see for_unaligned.
 inline ForwardConfig choose_forward(int64_t row_vectors, int64_t tasks, bool adds, bool plain,
                                     int multiprocessors, int cluster_limit, size_t shared_memory) {
   if (row_vectors <= 96) return choose_short(row_vectors);
@@ -62,7 +63,15 @@ inline ForwardConfig choose_forward(int64_t row_vectors, int64_t tasks, bool add
     const bool few = tasks * divide_up(row_vectors, 64) * 32 <= int64_t(multiprocessors) * 1024;
     if (plain && adds) config.vectors = row_vectors <= 512 ? 1 : 2;
     else if (plain && few) config.vectors = 2;
-    config.threads = int(divide_up(row_vectors, config.vectors * 32)) * 32;
+    // So few and so long that blocks had better share them, each of about 128 threads: 1x8192 1.78
+    // us (1.91), 1x16384 1.86 (2.66), 32x16384 2.87 (3.35), 64x16384 3.54 (3.72); 64x8192 no gain,
+    // 1x6144 none
+    if (plain && row_vectors > 768 && tasks * (row_vectors > 1024 ? 2 : 4) <= multiprocessors) {
+      config.vectors = 2;
+      while (config.cluster * 256 < row_vectors && config.cluster * 2 <= cluster_limit)
+        config.cluster *= 2;
+    }
+    config.threads = int(divide_up(row_vectors, config.cluster * config.vectors * 32)) * 32;
     // 4096 halves: two rows a block .984, one .964. Few rows: spread them over the multiprocessors.
     if (config.vectors == 4 && config.threads <= 128 && tasks >= int64_t(multiprocessors) * 8)
       config.rows = 2;
@@ -79,6 +88,13 @@ inline ForwardConfig choose_forward(int64_t row_vectors, int64_t tasks, bool add
   return config;
 }
 
+// The configuration of rows that are not aligned: forward_rows has no plain kernels of 1 vector and
+// none of clusters for them.
+inline ForwardConfig for_unaligned(ForwardConfig config, int64_t row_vectors) {
+  if (config.kernel != ForwardKernel::kRows || config.vectors == 4) return config;
+  return {ForwardKernel::kRows, 2, int(divide_up(row_vectors, 64)) * 32, 1, 1};
+}
+
 // ---- Backward
 // ------------------------------------------------------------------------------------
 
@@ -92,57 +108,83 @@ struct BackwardConfig {
   bool paced;   // blocks are held together more tightly
 };
 
-// 32 KB of rows (x and dy) in process per multiprocessor is best for powers of two: half as many
-// lose 15-20 %, twice as many 4-9 %. Two groups in one block beat two blocks and halve the partial
-// rows. More than one wave of blocks costs 5-10 %: clusters of two use all of the 132
-// multiprocessors, larger ones ten in eleven. More threads than 512 want registers that rows need:
-// 640 of 96 gave 4096 .92 (.97), 6144 .84 (.92), 20480 .69 (.80).
-inline BackwardConfig choose_backward(int64_t row_vectors, int multiprocessors, int cluster_limit) {
-  if (row_vectors <= 32) {  // 262144x128: 16 threads a row, 2 rows, 2 blocks: .90
+// Rows of more than 32 vectors: `own` of them in each of `cluster` blocks that share a row, and as
+// many groups of threads as 512 threads are enough for and 32 KB of rows in process. More threads
+// want registers that rows need: 640 of 96 gave 4096 .92 (.97), 6144 .84 (.92).
+inline BackwardConfig backward_in_cluster(int64_t row_vectors, int cluster) {
+  BackwardConfig config = {2, 0, 1, 3, cluster, 0, false};
+  const int64_t own = divide_up(row_vectors, cluster);
+  if (own > 1024) config.vectors = 4;
+  config.threads = int(divide_up(own, config.vectors * 32)) * 32;
+  while (config.groups < 1024 / own && config.groups < 15 &&
+         (config.groups + 1) * config.threads <= 512)
+    ++config.groups;
+  return config;
+}
+
+// 32 KB of rows (x and dy) in process per multiprocessor is best: half as many lose 15-20 %, twice
+// as many 4-9 %. Two groups in one block beat two blocks and halve the partial rows. What a row in
+// one block does not fill, parts of more rows do: 4608 .97 (.85), 5120 .97 (.87), 10240 .95 (.87),
+// 18432 .92 (.79). More than one wave of blocks costs 5-10 %: clusters of two use all of the 132
+// multiprocessors, larger ones ten in eleven. `odd`: cols are no multiple of the vector.
+//
+// dx's tree is the same in any cluster, so that the number of tasks may choose it.
+inline BackwardConfig choose_backward(int64_t row_vectors, bool odd, int64_t tasks,
+                                      int multiprocessors, int cluster_limit) {
+  if (row_vectors <= 32) {  // 262144x128: 16 threads a row, 2 rows, 2 blocks: .92
     const int threads = round_up_to_power_of_two(row_vectors);
     return {1, threads, 256 / threads, 3, 1, multiprocessors * 2, false};
   }
-  // 1024 .88, 2048 .92, 4096 .97, 8192 .98; 16384 in two blocks .99, 32768 in four .96
-  BackwardConfig config = {2, 0, 1, 3, 1, multiprocessors, false};
-  while (row_vectors > int64_t(config.cluster) * 1024 && config.cluster < cluster_limit)
-    config.cluster *= 2;
-  const int64_t own = divide_up(row_vectors, config.cluster);
-  if (own > 2048) return {};
-  if (own > 1024) config.vectors = 4;
-  config.threads = int(divide_up(own, config.vectors * 32)) * 32;
-  if (config.cluster == 1)
-    while (config.groups < 1024 / own && config.groups < 15 &&
-           (config.groups + 1) * config.threads <= 512)
-      ++config.groups;
-  config.paced = config.groups * own > 896;
-  // Rows that do not fill the 32 KB want one more in flight: 5120 .84 (.82), 20480 .83 (.80)
-  if (config.groups == 1 && !config.paced) config.stages = 4;
-  if (config.cluster == 2) config.blocks = multiprocessors / 2;
-  if (config.cluster > 2) config.blocks = multiprocessors * 10 / 11 / config.cluster;
+  int cluster = 1;
+  while (row_vectors > int64_t(cluster) * 1024 && cluster < cluster_limit) cluster *= 2;
+  if (row_vectors > int64_t(cluster) * 2048) return {};
+  BackwardConfig config = backward_in_cluster(row_vectors, cluster);
+  const auto filled = [&](const BackwardConfig &c) {
+    return c.groups * divide_up(row_vectors, c.cluster);
+  };
+  const bool few = tasks * row_vectors <= int64_t(multiprocessors) * 8192;
+  for (int more = 2 * cluster; more <= 4 * cluster && more <= cluster_limit; more *= 2) {
+    const BackwardConfig other = backward_in_cluster(row_vectors, more);
+    const int64_t own = filled(config), others = filled(other);
+    // Fewer blocks have fewer partial rows: in two of 4096 32768 rows take 190 us (193), 2048 18.2
+    // (19.0), in four 55 for 8192 (54), but 12.0 for 1024 (12.4)
+    const bool fewer = !odd && others == own &&
+                       other.threads * more == config.threads * config.cluster &&
+                       (more == 2 || few);
+    // Unaligned rows want half as many again: 4097 .53 (.51), but 5125 .52 (.61)
+    if (fewer || (odd ? others * 2 > own * 3 : others > own)) config = other;
+  }
+  config.paced = filled(config) > 896;
+  // Rows that do not fill the 32 KB want one more in flight, 9216 .94 (.93), 5376 .95 (.92), and so
+  // do those of many blocks: 24576 .92 (.91)
+  if (!config.paced || config.cluster > 8) config.stages = 4;
+  config.blocks = config.cluster <= 2 ? multiprocessors / config.cluster
+                                      : multiprocessors * 10 / 11 / config.cluster;
   if (config.blocks < 1) config.blocks = 1;
   return config;
 }
 
 struct FewConfig {
-  int groups;         // of BackwardConfig::threads in a block; 0: too many rows for backward_few
+  int threads;        // that share a row
+  int groups;         // of them in a block; 0: too many rows for backward_few
   int strip_vectors;  // side by side in a strip
   int lanes;          // that share the rows of one, each at most 32
 };
 
 // Rows, of whole vectors, that few blocks can sum by columns while the others find dx. Against
-// backward_rows and sum_partials, us: 64x8192 4.1 (8.1), 300x6144 7.1 (10.8), 512x8192 12.5 (14.7),
-// 1024x4096 12.1 (13.9), 512x512 4.4 (6.1); 1024x2880 no gain, 2048x512 10.9 (8.3). Strips of 4
-// where there are multiprocessors enough: 512x4096 7.5 (of 8: 8.9), 300x6144 8.2 (7.2).
-inline FewConfig choose_few(const BackwardConfig &config, int64_t row_vectors, int64_t tasks,
-                            int multiprocessors) {
-  if (config.vectors != 2 || config.cluster != 1) return {};
+// backward_rows and sum_partials, us: 64x4096 3.3 (5.7), 300x6144 7.4 (8.5), 512x4096 7.9 (9.0),
+// 800x5120 12.1 (12.7), 512x1024 4.9 (5.9); 1000x2880 no gain, 1024x4096 12.5 (12.0), 2048x512 10.9
+// (8.3). Strips of 4 where there are multiprocessors enough: 512x4096 7.5 (of 8: 8.9), 300x6144 8.2
+// (7.2).
+inline FewConfig choose_few(int64_t row_vectors, int64_t tasks, int multiprocessors) {
+  if (row_vectors <= 32 || row_vectors > 1024) return {};
   if (tasks == 0 || tasks > (row_vectors > 256 ? row_vectors * 2 : 512)) return {};
-  if (tasks * row_vectors > int64_t(multiprocessors) * 4096) return {};
-  FewConfig few = {1, 4, 0};
-  while ((few.groups + 1) * config.threads <= 256) ++few.groups;
+  if (tasks * row_vectors > int64_t(multiprocessors) * 3900) return {};
+  FewConfig few = {backward_in_cluster(row_vectors, 1).threads, 1, 4, 0};
+  while ((few.groups + 1) * few.threads <= 256) ++few.groups;
   if (divide_up(row_vectors, 4) * 4 > int64_t(multiprocessors) * 5) few.strip_vectors = 8;
   // Whole warps, with 4 rows a lane while there are so few.
-  const int most = few.groups * config.threads / few.strip_vectors;
+  const int most = few.groups * few.threads / few.strip_vectors;
   const int of_warp = 32 / few.strip_vectors;
   const int64_t wanted = divide_up(divide_up(tasks, 4), of_warp) * of_warp;
   few.lanes = wanted < most ? int(wanted) : most;

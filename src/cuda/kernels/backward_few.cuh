@@ -40,7 +40,7 @@ union FewMemory {
   double squares[kBackwardWarps];
   struct {
     float sums[kBackwardWarps];
-    double exact[2 * kBackwardWarps];
+    double exact[kBackwardWarps];
   } rows;
 };
 

@@ -14,9 +14,9 @@ constexpr int kBackwardPlaces = 15;    // rows of whole warps in a block, at mos
 
 struct BackwardArgs {
   Matrix dy, x, dx, rstd, weight;
-  Tasks tasks;        // by_group: of one group, which is (block or cluster) / blocks
-  int64_t stride;     // tasks from row to row of one group of threads: blocks * blockDim.y
-  int64_t rows_more;  // the groups before this one have one row more than rows_each
+  Tasks tasks;         // by_group: of one group, which is (block or cluster) / blocks
+  int64_t stride;      // tasks from row to row of one group of threads: blocks * blockDim.y
+  uint32_t rows_more;  // the groups of threads before this one have one row more than rows_each
   int rows_each;
   int64_t dy_step, x_step, dx_step, rstd_step;  // bytes that these are, without groups
   int64_t cols;
@@ -27,7 +27,7 @@ struct BackwardArgs {
   int cluster;  // blocks that share a row
   int chunks;   // partial rows of each block
   int stages;
-  int sum_slots;  // for row_sum
+  int sum_slots;  // of the sums over rows
   bool by_group;  // weight or dweight is per group, and a block keeps to one group
   bool overlap;
   bool paced;  // rstd of the next row is asked for late, which holds multiprocessors together
@@ -37,13 +37,13 @@ struct BackwardArgs {
   // This block's, or its cluster's, place in the grid.
   __device__ uint32_t block() const { return cluster > 1 ? cluster_of_grid() : blockIdx.x; }
   // by_group: the group that the block keeps to.
-  __device__ int64_t fixed_group() const { return by_group ? block() / uint32_t(blocks) : 0; }
+  __device__ uint32_t fixed_group() const { return by_group ? block() / uint32_t(blocks) : 0; }
   // The first task of this group of threads.
-  __device__ int64_t first_task(int64_t group) const {
-    return (block() - group * blocks) * blockDim.y + threadIdx.y;
+  __device__ uint32_t first_task(uint32_t group) const {
+    return (block() - group * uint32_t(blocks)) * blockDim.y + threadIdx.y;
   }
   // The rows of a group of threads whose first task this is.
-  __device__ int rows_from(int64_t first) const { return rows_each + (first < rows_more ? 1 : 0); }
+  __device__ int rows_from(uint32_t first) const { return rows_each + (first < rows_more ? 1 : 0); }
   // by_group: `*g` is the block's own already.
   __device__ void locate(int64_t task, int64_t *r, int64_t *g) const {
     if (by_group) *r = task;
@@ -56,16 +56,25 @@ __device__ inline double exact_weight(const BackwardArgs &a, int64_t g, int64_t 
   return (a.weight.data != nullptr ? load_double(row, c, a.weight.dtype) : 1) + a.weight_offset;
 }
 
-__device__ inline double exact_rstd(const BackwardArgs &a, const Part &part, const Team &team,
-                                    double *scratch) {
-  const char *x_row = a.x.at(part.r, part.g);
-  double sum = 0;
-  part.each_column(a.cols, [&](int64_t c, int, int) {
-    const double x = load_double(x_row, c, a.x.dtype);
-    sum = fma(x, x, sum);
-  });
-  return 1.0 / sqrt(row_sum<kBackwardWarps, kBackwardPlaces>(sum, team, scratch) / double(a.cols) +
-                    a.eps);
+// A sum over the row that `part` is this thread's part of: add(column, sum so far).
+template <class Add>
+__device__ inline double exact_sum(const BackwardArgs &a, const Part &part, const Team &team,
+                                   double *slots, Add add) {
+  const auto of_thread = [&](int ahead) {
+    Part there = part;
+    there.first += ahead * (team.threads / 32 * part.vectors * part.step);
+    double sum = 0;
+    there.each_column(a.cols, [&](int64_t c, int, int) { sum = add(c, sum); });
+    return sum;
+  };
+  if (team.threads > 32 || team.cluster > 1)
+    return rare_row_sum<kBackwardWarps, kBackwardPlaces>(team, slots, [&](int ahead) {
+      return warp_sum(of_thread(ahead));
+    });
+  double sum = of_thread(0);  // rows of a warp or less have no slots
+  for (int offset = team.threads / 2; offset > 0; offset /= 2)
+    sum += __shfl_xor_sync(0xffffffffu, sum, offset);
+  return sum;
 }
 
 // Of rstd, for arithmetic in fp32.
@@ -84,19 +93,22 @@ __device__ inline void exact_row(const BackwardArgs &a, Part part, int64_t task,
   if (task < a.tasks.count) a.locate(task, &part.r, &part.g);
   else part.vectors = 0;
   if (part.vectors > 0) rstd = *reinterpret_cast<const float *>(a.rstd.at(part.r, part.g));
+  const char *x_row = a.x.at(part.r, part.g), *dy_row = a.dy.at(part.r, part.g);
   const bool known = !(fabs(rstd) < 0x1p-126 || isinf(rstd));  // computed where 0, Inf or subnormal
   if (any_row_of_warp(!known, team.threads)) {
-    const double computed = exact_rstd(a, part, team, scratch);
-    if (!known) rstd = computed;
+    const double squares = exact_sum(a, part, team, scratch, [&](int64_t c, double sum) {
+      const double x = load_double(x_row, c, a.x.dtype);
+      return fma(x, x, sum);
+    });
+    if (!known) rstd = 1.0 / sqrt(squares / double(a.cols) + a.eps);
   }
-  const char *x_row = a.x.at(part.r, part.g), *dy_row = a.dy.at(part.r, part.g);
-  double sum = 0;
-  part.each_column(a.cols, [&](int64_t c, int, int) {
-    sum = fma(exact_weight(a, part.g, c) * load_double(dy_row, c, a.dy.dtype),
-              load_double(x_row, c, a.x.dtype) * rstd, sum);
-  });
   const double mean =
-      row_sum<kBackwardWarps, kBackwardPlaces>(sum, team, scratch + a.sum_slots) / double(a.cols);
+      exact_sum(a, part, team, scratch,
+                [&](int64_t c, double sum) {
+                  return fma(exact_weight(a, part.g, c) * load_double(dy_row, c, a.dy.dtype),
+                             load_double(x_row, c, a.x.dtype) * rstd, sum);
+                }) /
+      double(a.cols);
   if (!redo) return;
   part.each_column(a.cols, [&](int64_t c, int v, int i) {
     const double dy = load_double(dy_row, c, a.dy.dtype);

@@ -51,11 +51,11 @@ struct BackwardMemory {
   int stage_slots;  // of one warp
   int stages;
   int sums;       // dweight's, of a thread
-  int sum_slots;  // 2 of doubles, 4 of floats
+  int sum_slots;  // one of doubles, 4 of floats
 
   size_t bytes() const {
     const size_t ring = size_t(stages) * stage_slots * 16 * (threads / 32);
-    const size_t slots = size_t(sum_slots) * (2 * sizeof(double) + 4 * sizeof(float));
+    const size_t slots = size_t(sum_slots) * (sizeof(double) + 4 * sizeof(float));
     return ring + size_t(threads) * sums * sizeof(float) + slots +
            size_t(groups) * 4 * sizeof(uint64_t);
   }

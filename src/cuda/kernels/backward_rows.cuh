@@ -62,7 +62,7 @@ __global__ void __launch_bounds__(kBackwardThreads, 1)
   const int first = rank * block_columns + ((threadIdx.x / 32 * V) * 32 + threadIdx.x % 32) * W;
   const int left = int(a.cols) - first;  // columns from this thread's first on
   // The rows of this group of threads: tasks first_task, first_task + stride, ...
-  const int64_t group = a.fixed_group(), first_task = a.first_task(group);
+  const uint32_t group = a.fixed_group(), first_task = a.first_task(group);
   const int count = a.rows_from(first_task);
 
   // This thread's slots: of array 0 (x) and 1 (dy), of vector v.
@@ -82,9 +82,10 @@ __global__ void __launch_bounds__(kBackwardThreads, 1)
   double *const exact_slots = reinterpret_cast<double *>(
       sums.own - thread + (a.partial != nullptr ? V * W / 4 * block_threads : 0));
   if (a.partial == nullptr) sums.own = nullptr;
-  uint64_t *const barriers = reinterpret_cast<uint64_t *>(exact_slots + 2 * a.sum_slots);
-  const SumsInTurn row_sums = {reinterpret_cast<float *>(barriers + 4 * groups), a.sum_slots,
-                               barriers};
+  uint64_t *const barriers = reinterpret_cast<uint64_t *>(exact_slots + a.sum_slots);
+  const SumsInTurn row_sums = {reinterpret_cast<float *>(barriers + 4 * groups) +
+                                   team.place * (threads / 32 * a.cluster),
+                               a.sum_slots, barriers + 4 * team.place};
 
   // This thread's first element of a row. kPlain: a pointer that moves by a constant step.
   const auto offset = [&](rmsnorm_dtype_t dtype) {

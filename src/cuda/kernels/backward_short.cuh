@@ -30,7 +30,7 @@ __global__ void __launch_bounds__(kShortThreads, kShortBackwardBlocks)
   const int left = int(a.cols) - first;  // columns from this thread's first on
   // The rows of this group of threads: tasks first_task, first_task + stride, ... All groups, which
   // share warps, take as many steps as the block's first, which has the most rows.
-  const int64_t group = a.fixed_group(), first_task = a.first_task(group);
+  const uint32_t group = a.fixed_group(), first_task = a.first_task(group);
   const int count = a.rows_from(first_task), most = a.rows_from(first_task - team.place);
 
   // This thread's slots: of array 0 (x) and 1 (dy), of row u.

@@ -48,26 +48,38 @@ struct BlockSums {
   }
 };
 
+// This thread's place, asked for here and not earlier: what the compiler finds out before the loop
+// over rows is spilled, and to have it back after the loop takes 1 us.
+struct PlaceHere {
+  int thread, group, threads, groups;
+
+  __device__ PlaceHere() {
+    asm volatile("mov.u32 %0, %%tid.x;\nmov.u32 %1, %%tid.y;" : "=r"(thread), "=r"(group));
+    asm volatile("mov.u32 %0, %%ntid.x;\nmov.u32 %1, %%ntid.y;" : "=r"(threads), "=r"(groups));
+  }
+};
+
 // Adds dweight of the block's groups in their order, in fp64, and writes one partial row in the
 // columns' order. All threads of the block take part; the groups share a row's parts.
 template <int V, int W>
 __device__ inline void add_groups(const float4 *dweight, float *out) {
-  const int threads = blockDim.x, groups = blockDim.y, block = threads * groups;
-  const int place = (threadIdx.x / 32 * V * 32 + threadIdx.x % 32) * W;  // of the first vector
+  const PlaceHere here;
+  const int block = here.threads * here.groups;
+  const int place = (here.thread / 32 * V * 32 + here.thread % 32) * W;  // of the first vector
   if constexpr (V == 1) {                                                // may be many groups
-    for (int i = threadIdx.y; i < W; i += groups) {
+    for (int i = here.group; i < W; i += here.groups) {
       const float *from =
-          reinterpret_cast<const float *>(dweight + i / 4 * block + threadIdx.x) + i % 4;
+          reinterpret_cast<const float *>(dweight + i / 4 * block + here.thread) + i % 4;
       double sum = 0;
-      for (int group = 0; group < groups; ++group) sum += from[group * threads * 4];
+      for (int group = 0; group < here.groups; ++group) sum += from[group * here.threads * 4];
       out[place + i] = float(sum);
     }
   } else {
-    for (int quad = threadIdx.y; quad < V * W / 4; quad += groups) {
-      const float4 *from = dweight + quad * block + threadIdx.x;
+    for (int quad = here.group; quad < V * W / 4; quad += here.groups) {
+      const float4 *from = dweight + quad * block + here.thread;
       double x = 0, y = 0, z = 0, w = 0;
-      for (int group = 0; group < groups; ++group) {
-        const float4 own = from[group * threads];
+      for (int group = 0; group < here.groups; ++group) {
+        const float4 own = from[group * here.threads];
         x += own.x, y += own.y, z += own.z, w += own.w;
       }
       *reinterpret_cast<float4 *>(out + place + quad / (W / 4) * 32 * W + quad % (W / 4) * 4) =

@@ -13,12 +13,16 @@ constexpr int kLongBlocks = 2;
 #else
 constexpr int kLongBlocks = 3;
 #endif
-constexpr int kLongSlots = 256;  // row_sum's: 16 warps of 16 blocks
+constexpr int kLongSlots = 256;  // 16 warps of 16 blocks
 
 struct LongTree {
-  template <class Scalar>
-  static __device__ Scalar sum(const Scalar (&part)[1], const Team &team, Scalar *slots) {
-    return row_sum<kLongWarps, 1>(part[0], team, slots);
+  template <class AddSquares>
+  static __device__ double rare_sum(const Team &team, double *slots, AddSquares add_squares) {
+    return rare_row_sum<kLongWarps, 1>(team, slots, [&](int ahead) {
+      double part[1] = {};
+      add_squares(ahead, part);
+      return warp_sum(part[0]);
+    });
   }
 };
 
@@ -86,9 +90,9 @@ __global__ void __launch_bounds__(kLongThreads, kLongBlocks)
   if (team.cluster > 1) {
     await_blocks();
     box.send(warp_sum(sum), team);
-    squares.of[0] = box.receive(team, 0);
+    squares.of[0] = box.template receive<kLongWarps>(team, 0);
   } else {
-    squares.of[0] = row_sum<kLongWarps, 1>(sum, {0, threads, 1}, box.slots);
+    squares.of[0] = add_warps<kLongWarps, 1>(warp_sum(sum), team, box.slots);
   }
   const RowScale scale = scale_of_row<T>(a, squares.of[0]);
   if (a.rstd.data != nullptr && first == 0) store_rstd<T>(a, scale, row.r, row.g);
@@ -111,8 +115,8 @@ __global__ void __launch_bounds__(kLongThreads, kLongBlocks)
     for (int i = 0; i < kTogether; ++i) h[i].set(own[(v + i) * 32]);
     if (!normalise_row<T, kAsked, kTogether>(a, here, scale, weight, h)) rare = true;
     if (__any_sync(0xffffffffu, rare))
-      return finish_rare<T, 1, 1, LongTree>(a, task, here.first, vectors - v, team, squares,
-                                            scratch[1]);
+      return finish_rare<T, 1, 1, LongTree>(a, task, here.first, vectors - v, team,
+                                            threads * vectors * W, squares, scratch[1]);
     here.template store<kTogether>(a.y, a.y.dtype, h);
   }
 }

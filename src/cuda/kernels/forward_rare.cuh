@@ -17,10 +17,12 @@ struct Squares {
 // from the kernel if both are right for it. A call, and the last thing that its kernel does:
 // inlined or before other work it would cost the fast path registers.
 //
-// Tree::sum adds the team's vectors: V of a thread, or (V = 1) what it has added up of all of its.
+// Tree::rare_sum adds the row's vectors: V of a thread, or (V = 1) what it has added up of all of
+// its. A block of a cluster has `block_columns` of the row.
 template <class T, int V, int U, class Tree>
 __device__ __noinline__ void finish_rare(const ForwardArgs &a, int64_t task, int first, int vectors,
-                                         Team team, Squares<T, U> squares, double *slots) {
+                                         Team team, int block_columns, Squares<T, U> squares,
+                                         double *slots) {
   constexpr int W = kWidth<T>;
   __syncwarp();  // residual_out may have been stored by another lane
 #pragma unroll 1
@@ -34,13 +36,16 @@ __device__ __noinline__ void finish_rare(const ForwardArgs &a, int64_t task, int
     double rstd = kDoubleFloat<T> ? scale.exact : double(scale.high);
     const bool redo = !kDoubleFloat<T> && !scale.fast;
     if (team.threads < 32 ? __any_sync(0xffffffffu, redo) : redo) {
-      double sums[V] = {};
-      part.each_column(a.cols, [&](int64_t c, int v, int) {
-        const double h = exact_h(a, part, c);
-        double &sum = sums[V == 1 ? 0 : v];
-        sum = fma(h, h, sum);
-      });
-      const double sum = Tree::sum(sums, team, slots);
+      const auto add_squares = [&](int ahead, double(&sums)[V]) {
+        Part there = part;
+        there.first += ahead * block_columns;
+        there.each_column(a.cols, [&](int64_t c, int v, int) {
+          const double h = exact_h(a, there, c);
+          double &sum = sums[V == 1 ? 0 : v];
+          sum = fma(h, h, sum);
+        });
+      };
+      const double sum = Tree::rare_sum(team, slots, add_squares);
       if (redo) rstd = 1.0 / sqrt(sum / double(a.cols) + a.eps);
       if (redo && active && first == 0 && a.rstd.data != nullptr)
         *reinterpret_cast<float *>(a.rstd.at(r, g)) = float(rstd);

@@ -28,9 +28,11 @@ struct ShortTree {
     for (int v = 1; v < V; ++v) value += part[v];
     return value;
   }
-  template <class Scalar>
-  static __device__ Scalar sum(const Scalar (&part)[V], const Team &team, Scalar *) {
-    Scalar value = of_thread(part);
+  template <class AddSquares>
+  static __device__ double rare_sum(const Team &team, double *, AddSquares add_squares) {
+    double part[V] = {};
+    add_squares(0, part);
+    double value = of_thread(part);
     for (int offset = team.threads / 2; offset > 0; offset /= 2)
       value += __shfl_xor_sync(0xffffffffu, value, offset);
     return value;
@@ -93,7 +95,7 @@ __global__ void __launch_bounds__(256, (kShortBlocks<T, V>))
   for (int u = 0; u < U; ++u)
     if (!normalise_row<T, kAsked, V>(a, rows[u], scale[u], weight, h[u])) rare = true;
   if (__any_sync(0xffffffffu, rare))
-    return finish_rare<T, V, U, ShortTree<V>>(a, task, first, V, team, squares, nullptr);
+    return finish_rare<T, V, U, ShortTree<V>>(a, task, first, V, team, 0, squares, nullptr);
 #pragma unroll
   for (int u = 0; u < U; ++u) rows[u].template store<V>(a.y, a.y.dtype, h[u]);
 }

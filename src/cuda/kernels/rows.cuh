@@ -92,14 +92,6 @@ __device__ inline uint32_t cluster_of_grid() {
   return cluster;
 }
 
-// A cluster's barrier, whole warps: what each block wrote before it, every block sees behind it.
-__device__ inline void cluster_barrier() {
-#if __CUDA_ARCH__ >= 900
-  asm volatile("barrier.cluster.arrive.release.aligned;\nbarrier.cluster.wait.acquire.aligned;" ::
-                   : "memory");
-#endif
-}
-
 // The start of a cluster in two halves, so that loads can be under way in between: no block's
 // shared memory may be touched by another before it is known to have started.
 __device__ inline void announce_block() {
@@ -178,40 +170,32 @@ __device__ inline Scalar add_warps(Scalar value, const Team &team, Scalar *slots
   return add_in_pairs<kWarps>(slots, warps);
 }
 
-// Adds the partial sums of a cluster's warps.
-template <class Scalar>
-__device__ inline Scalar add_slots(const Scalar *slots, int count) {
+// Adds the sums of a row's warps, in all blocks of its cluster: in the tree of add_warps if they
+// are so few that one block may have them.
+template <int kWarps, class Scalar>
+__device__ inline Scalar add_row_slots(const Scalar *slots, int count) {
+  if (count <= kWarps) return add_in_pairs<kWarps>(slots, count);
   Scalar value = 0;
 #pragma unroll 1
   for (int i = threadIdx.x % 32; i < count; i += 32) value += slots[i];
   return warp_sum(value);
 }
 
-// Sums over a row's team, two sets of slots being used in turn. Every thread gets the same bits,
-// whatever else is in the block.
-template <int kWarps, int kPlaces, class Scalar>
-__device__ inline Scalar row_sum(Scalar value, const Team &team, Scalar *slots) {
-  if (team.threads < 32) {
-    for (int offset = team.threads / 2; offset > 0; offset /= 2)
-      value += __shfl_xor_sync(0xffffffffu, value, offset);
-    return value;
+// A row's sum for what is rare: each block of a cluster finds all of it, so that none waits for
+// another, in the tree that its common path has. `of_warp(ahead)`: this warp's part of the columns
+// of the block that is `ahead` behind this one. Every thread gets the same bits.
+template <int kWarps, int kPlaces, class OfWarp>
+__device__ inline double rare_row_sum(const Team &team, double *slots, OfWarp of_warp) {
+  const int warps = team.threads / 32, all = warps * team.cluster;
+  const int own = team.cluster > 1 ? block_of_cluster() : 0;
+  slots += team.place * all;
+  row_barrier<kPlaces>(team);  // another warp may be reading an earlier sum
+  for (int rank = 0; rank < team.cluster; ++rank) {
+    const double value = of_warp(rank - own);
+    if (threadIdx.x % 32 == 0) slots[rank * warps + threadIdx.x / 32] = value;
   }
-  value = warp_sum(value);
-  if (team.cluster == 1) return add_warps<kWarps, kPlaces>(value, team, slots);
-  // Slow: MailBox is for common paths.
-  const int warps = team.threads / 32;
-#if __CUDA_ARCH__ >= 900
-  const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
-  if (lane < team.cluster) {
-    const uint32_t to = address_in_block(slots + block_of_cluster() * warps + warp, lane);
-    if constexpr (sizeof(Scalar) == 4)
-      asm volatile("st.shared::cluster.f32 [%0], %1;" ::"r"(to), "f"(value) : "memory");
-    else asm volatile("st.shared::cluster.f64 [%0], %1;" ::"r"(to), "d"(value) : "memory");
-  }
-#endif
-  __syncwarp();
-  cluster_barrier();
-  return add_slots(slots, warps * team.cluster);
+  row_barrier<kPlaces>(team);
+  return add_row_slots<kWarps>(slots, all);
 }
 
 // The sum over a warp's V * 32 vectors, vector v of this lane having given part[v]: over the 32
@@ -322,9 +306,10 @@ struct MailBox {
 #endif
   }
   // `phase`: 0 and 1 in turn from use to use.
+  template <int kWarps>
   __device__ Scalar receive(const Team &team, uint32_t phase) const {
     wait_for_phase(barrier, phase);
-    return add_slots(slots, team.threads / 32 * team.cluster);
+    return add_row_slots<kWarps>(slots, team.threads / 32 * team.cluster);
   }
 };
 
@@ -332,42 +317,38 @@ struct MailBox {
 // nobody waits in between. Row k uses slots and barrier k % 4: a warp that sends row k has received
 // row k - 2, so all had sent that, so all are done with row k - 4.
 struct SumsInTurn {
-  float *slots;        // 4 times those of sum_slots
-  int count;           // of one time, of the whole block
-  uint64_t *barriers;  // 4 for each of the block's rows
+  float *slots;        // of the team: those of row 0
+  int count;           // from row to row: those of the whole block
+  uint64_t *barriers;  // 4 of the team
 
-  __device__ uint64_t *barrier(const Team &team, uint32_t k) const {
-    return barriers + team.place * 4 + k % 4;
-  }
   __device__ void open(const Team &team) const {
     if (threadIdx.x == 0)
       for (uint32_t k = 0; k < 4; ++k)
-        open_barrier(barrier(team, k), team.cluster > 1 ? 1 : team.threads / 32);
+        open_barrier(barriers + k, team.cluster > 1 ? 1 : team.threads / 32);
     __syncwarp();
   }
   // `value`: the same in all of a warp.
   __device__ void send(float value, const Team &team, uint32_t k) const {
     float *const own = slots + k % 4 * count;
-    if (team.cluster > 1) return MailBox<float>{own, barrier(team, k)}.send(value, team);
+    if (team.cluster > 1) return MailBox<float>{own, barriers + k % 4}.send(value, team);
     if (threadIdx.x % 32 == 0) {
-      own[(team.place * team.threads + threadIdx.x) / 32] = value;
-      arrive(barrier(team, k));
+      own[threadIdx.x / 32] = value;
+      arrive(barriers + k % 4);
     }
   }
   template <int kWarps, int kPlaces>
   __device__ float receive(const Team &team, uint32_t k) const {
     const float *own = slots + k % 4 * count;
-    const uint32_t phase = k / 4 % 2;
-    if (team.cluster > 1)
-      return MailBox<float>{slots + k % 4 * count, barrier(team, k)}.receive(team, phase);
+    const int all = team.threads / 32 * team.cluster;
 #if __CUDA_ARCH__ >= 900
-    wait_for_phase(barrier(team, k), phase);
+    wait_for_phase(barriers + k % 4, k / 4 % 2);
 #else
     row_barrier<kPlaces>(team);
 #endif
+    if (all > kWarps) return add_row_slots<kWarps>(own, all);
     // Not by add_in_pairs, whose registers backward_rows does not have: it would spill.
-    const int lane = threadIdx.x % kWarps, warps = team.threads / 32;
-    float value = lane < warps ? own[team.place * warps + lane] : 0;
+    const int lane = threadIdx.x % kWarps;
+    float value = lane < all ? own[lane] : 0;
 #pragma unroll
     for (int offset = 1; offset < kWarps; offset *= 2)
       value += __shfl_xor_sync(0xffffffffu, value, offset);

@@ -1,6 +1,6 @@
 // The last step of dweight and dbias: adds the partial rows of the workspace in fp64, in a fixed
 // tree, and rounds once. A block takes kSumColumns columns; each of its kSumRows row-threads adds
-// every kSumRows-th partial row, 4 columns at a time, with all its loads in flight together.
+// every kSumRows-th partial row, 4 columns at a time, with its loads in flight together.
 #pragma once
 
 #include "cuda/kernels/elements.cuh"
@@ -11,6 +11,7 @@ namespace {
 
 constexpr int kSumQuads = 4, kSumColumns = 4 * kSumQuads, kSumRows = 64;
 constexpr int kSumThreads = kSumQuads * kSumRows;
+constexpr int kSumAtOnce = 5;  // of a row-thread's partial rows: those of 320 blocks in one go
 
 struct SumArgs {
   const void *partial;  // [groups][count][pitch], Real
@@ -31,16 +32,21 @@ __global__ void __launch_bounds__(kSumThreads) sum_partials(const __grid_constan
   if (a.overlap) start_beside_neighbours();
   double sum[4] = {0, 0, 0, 0};
   const Real *column = static_cast<const Real *>(a.partial) + group * a.count * a.pitch + first;
-  if (first + 4 <= a.pitch) {
-#pragma unroll 4
-    for (int64_t i = row; i < a.count; i += kSumRows) {
-      struct alignas(16) Four {
-        Real real[4];
-      };
-      const Four four = *reinterpret_cast<const Four *>(column + i * a.pitch);
+  struct alignas(16) Four {
+    Real real[4];
+  };
+  for (int64_t i = row; first + 4 <= a.pitch && i < a.count; i += kSumAtOnce * kSumRows) {
+    Four four[kSumAtOnce];
 #pragma unroll
-      for (int c = 0; c < 4; ++c) sum[c] += double(four.real[c]);
+    for (int u = 0; u < kSumAtOnce; ++u) {
+      four[u] = {};
+      if (i + u * kSumRows < a.count)
+        four[u] = *reinterpret_cast<const Four *>(column + (i + u * kSumRows) * a.pitch);
     }
+#pragma unroll
+    for (int u = 0; u < kSumAtOnce; ++u)
+#pragma unroll
+      for (int c = 0; c < 4; ++c) sum[c] += double(four[u].real[c]);
   }
 #pragma unroll
   for (int c = 0; c < 4; ++c)
