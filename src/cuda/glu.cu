@@ -42,7 +42,8 @@ int width_of(rmsnorm_dtype_t dtype) {
                                                                      : 4;
 }
 
-enum class Layout { kFlat, kAligned, kUnaligned };
+// kNarrow: flat halves, in vectors of 8 bytes.
+enum class Layout { kNarrow, kFlat, kAligned, kUnaligned };
 
 template <class T, class Args>
 const void *kernel_of(bool backward) {
@@ -50,8 +51,10 @@ const void *kernel_of(bool backward) {
                   : reinterpret_cast<const void *>(glu_forward<T, Args>);
 }
 
+// Halves.
 template <class T>
 const void *kernel_of(bool backward, Layout layout) {
+  if (layout == Layout::kNarrow) return kernel_of<Narrow<T>, FlatGluArgs>(backward);
   if (layout == Layout::kFlat) return kernel_of<T, FlatGluArgs>(backward);
   if (layout == Layout::kAligned) return kernel_of<T, AlignedGluArgs>(backward);
   return kernel_of<T, UnalignedGluArgs>(backward);
@@ -66,7 +69,8 @@ const void *kernel_of(rmsnorm_dtype_t dtype, bool backward, Layout layout) {
       return backward ? reinterpret_cast<const void *>(glu_backward_exact)
                       : reinterpret_cast<const void *>(glu_forward_exact);
     case RMSNORM_DTYPE_F32:
-      if (layout == Layout::kFlat) return kernel_of<float, FlatGluArgs>(backward);
+      if (layout == Layout::kFlat || layout == Layout::kNarrow)
+        return kernel_of<float, FlatGluArgs>(backward);
       [[fallthrough]];
     default: return kernel_of<AnyElement, GluArgs>(backward);
   }
@@ -99,16 +103,21 @@ rmsnorm_status_t launch_glu(const State &state, const GluProblem &p, const Views
   const int64_t rows = p.rows * p.groups;
   if (rows == 0) return RMSNORM_SUCCESS;
   const rmsnorm_dtype_t dtype = common_dtype(views);
-  const int width = width_of(dtype);
+  int width = width_of(dtype);  // of a thread's vector
   const bool aligned = all_of(views, [=](const View &view) {
     return rows_aligned(view, width * element_size(view.dtype));
   });
   const bool flat = has_flat_kernel(dtype) && aligned && rows == 1;
-  const Layout layout = flat ? Layout::kFlat : aligned ? Layout::kAligned : Layout::kUnaligned;
+  const bool narrow = flat && width == 8 && is_glu_narrow(p.cols / width, state.multiprocessors);
+  const Layout layout = narrow    ? Layout::kNarrow
+                        : flat    ? Layout::kFlat
+                        : aligned ? Layout::kAligned
+                                  : Layout::kUnaligned;
+  if (narrow) width /= 2;
   int64_t vectors = divide_up(p.cols, width);
   if (!aligned) vectors = divide_up(vectors, 32) * 32;  // a warp is within one row
   const int64_t items = rows * vectors;
-  const int threads = choose_glu_threads(items, state.multiprocessors);
+  const int threads = choose_glu_threads(items, narrow ? 128 : 64, state.multiprocessors);
   const int64_t blocks = divide_up(items, threads);
   const LaunchShape shape = {blocks, threads, 1, 0, stream, p.overlap, 1};
   const void *kernel = kernel_of(dtype, views.backward, layout);
@@ -117,7 +126,7 @@ rmsnorm_status_t launch_glu(const State &state, const GluProblem &p, const Views
   if (flat) {
     FlatGluArgs args = args_of<FlatGluArgs>(p, views);
     args.last_block = uint32_t(blocks - 1);
-    args.last_elements = int(p.cols - (blocks - 1) * threads * width);
+    args.last_elements = int(p.cols - (blocks - 1) * (threads * width));
     return launch(state, kernel, shape, &args);
   }
   GluArgs args = args_of<GluArgs>(p, views);
@@ -164,7 +173,8 @@ rmsnorm_status_t run(const void *state, const GluBackwardProblem &p, const Launc
 rmsnorm_status_t visit_glu_kernels(const KernelVisitor &visitor) {
   for (const bool backward : {false, true}) {
     for (const rmsnorm_dtype_t dtype : kRowDtypes)
-      for (const Layout layout : {Layout::kFlat, Layout::kAligned, Layout::kUnaligned})
+      for (const Layout layout :
+           {Layout::kNarrow, Layout::kFlat, Layout::kAligned, Layout::kUnaligned})
         RMSNORM_TRY(visitor.visit(kernel_of(dtype, backward, layout), KernelNeeds::kNothing));
     RMSNORM_TRY(visitor.visit(kernel_of(RMSNORM_DTYPE_F64, backward, Layout::kFlat),
                               KernelNeeds::kNothing));

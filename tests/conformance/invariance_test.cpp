@@ -76,20 +76,50 @@ TEST_P(Invariance, WideRows) {
       }
 }
 
-// Backward of few rows takes other kernels than that of many, where it asks for nothing else too.
+// A few rows take other kernels than many, and rows shared by fewer or more blocks, where a call
+// asks for nothing else too.
+void expect_few_as_among_many(Device &device, const Case &many, std::initializer_list<int> few) {
+  Execution whole(device, many);
+  ASSERT_EQ(whole.run(), RMSNORM_SUCCESS) << last_error();
+  for (const int rows : few) {
+    Case c = many;
+    c.rows = rows;
+    Execution part(device, c);
+    copy_rows(whole, many.rows - rows, &part);
+    ASSERT_EQ(part.run(), RMSNORM_SUCCESS) << last_error();
+    expect_same_rows(whole, many.rows - rows, part);
+  }
+}
+
 TEST_P(Invariance, BackwardOfFewRowsAmongMany) {
   for (const rmsnorm_dtype_t dtype : kDtypes)
-    for (const int64_t cols : {272, 1024, 1096, 4096, 8192}) {
+    for (const int64_t cols : {272, 1024, 1096, 4096, 5128, 8192}) {
       const int64_t rows = cols > 2000 ? 1100 : 600;
-      Execution many(device(), backward_case(rows, cols, dtype));
-      ASSERT_EQ(many.run(), RMSNORM_SUCCESS) << last_error();
-      for (const int64_t few : {1, 5}) {
-        Execution part(device(), backward_case(few, cols, dtype));
-        copy_rows(many, rows - few, &part);
-        ASSERT_EQ(part.run(), RMSNORM_SUCCESS) << last_error();
-        expect_same_rows(many, rows - few, part);
-      }
+      expect_few_as_among_many(device(), backward_case(rows, cols, dtype), {1, 5});
     }
+  if (!on_cuda()) return;
+  for (const rmsnorm_dtype_t dtype : {RMSNORM_DTYPE_BF16, RMSNORM_DTYPE_F32})
+    expect_few_as_among_many(device(), backward_case(2300, 4096, dtype), {2, 1050});
+}
+
+TEST_P(Invariance, ForwardOfFewRowsAmongMany) {
+  for (const rmsnorm_dtype_t dtype : kDtypes)
+    for (const int64_t cols : {3200, 4096, 8192, 11008, 16384}) {
+      const int64_t rows = on_cuda() ? 300 : 40;
+      for (const Case &c : {forward_case(rows, cols, dtype), add_case(rows, cols, dtype)})
+        expect_few_as_among_many(device(), c, {1, 33});
+    }
+}
+
+TEST_P(Invariance, GluOfFewRowsAmongMany) {
+  for (const rmsnorm_dtype_t dtype : kDtypes)
+    for (const Direction direction : {Direction::kGluForward, Direction::kGluBackward})
+      for (const rmsnorm_activation_t activation :
+           {RMSNORM_ACTIVATION_SILU, RMSNORM_ACTIVATION_GELU_TANH, RMSNORM_ACTIVATION_GELU_ERF}) {
+        Case c = full_case(direction, on_cuda() ? 150 : 10, 8192, dtype);
+        c.activation = activation;
+        expect_few_as_among_many(device(), c, {1, 9});
+      }
 }
 
 // Any split of the rows, at strides of its own.

@@ -17,15 +17,30 @@ namespace {
 
 struct AnyElement {};
 
+// Halves whose vectors are 8 bytes: twice the threads, each with half of the work.
+template <class T>
+struct Narrow {
+  T element;
+};
+
 template <class T>
 constexpr int kWidth = 16 / sizeof(T);  // elements of a vector
 template <>
 constexpr int kWidth<AnyElement> = 4;
+template <class T>
+constexpr int kWidth<Narrow<T>> = 8 / sizeof(T);
 
 template <class T>
 constexpr bool kIsHalf = sizeof(T) == 2;
 template <>
 constexpr bool kIsHalf<AnyElement> = false;
+template <class T>
+constexpr bool kIsNarrow = false;
+template <class T>
+constexpr bool kIsNarrow<Narrow<T>> = true;
+template <class T>
+constexpr bool kIsBf16 =
+    std::is_same_v<T, __nv_bfloat16> || std::is_same_v<T, Narrow<__nv_bfloat16>>;
 
 __host__ __device__ constexpr int size_of(rmsnorm_dtype_t dtype) { return (dtype & 0xff) / 8; }
 
@@ -141,8 +156,7 @@ struct Vector {
   __device__ void unpack(rmsnorm_dtype_t dtype, float (&out)[kCount]) const {
     if constexpr (kIsHalf<T>) {
 #pragma unroll
-      for (int i = 0; i < 4; ++i)
-        unpack_halves(word[i], std::is_same_v<T, __nv_bfloat16>, out + 2 * i);
+      for (int i = 0; i < kCount / 2; ++i) unpack_halves(word[i], kIsBf16<T>, out + 2 * i);
     } else {
       if (std::is_same_v<T, float> || dtype == RMSNORM_DTYPE_F32) {
 #pragma unroll
@@ -158,7 +172,8 @@ struct Vector {
   __device__ void unpack_as(rmsnorm_dtype_t dtype, float (&out)[kCount]) const {
     if constexpr (kIsHalf<T>) {
 #pragma unroll
-      for (int i = 0; i < 4; ++i) unpack_halves(word[i], dtype == RMSNORM_DTYPE_BF16, out + 2 * i);
+      for (int i = 0; i < kCount / 2; ++i)
+        unpack_halves(word[i], dtype == RMSNORM_DTYPE_BF16, out + 2 * i);
     } else {
       unpack(dtype, out);
     }
@@ -168,8 +183,8 @@ struct Vector {
   __device__ void pack(rmsnorm_dtype_t dtype, const float (&in)[kCount]) {
     if constexpr (kIsHalf<T>) {
 #pragma unroll
-      for (int i = 0; i < 4; ++i)
-        word[i] = pack_halves(in[2 * i], in[2 * i + 1], std::is_same_v<T, __nv_bfloat16>);
+      for (int i = 0; i < kCount / 2; ++i)
+        word[i] = pack_halves(in[2 * i], in[2 * i + 1], kIsBf16<T>);
     } else {
       if (std::is_same_v<T, float> || dtype == RMSNORM_DTYPE_F32) {
 #pragma unroll

@@ -48,7 +48,7 @@ __device__ inline float reciprocal_approximate(float x) {
 // which any product of fp16 operands gives 0, bf16 to 2^-18.2.
 template <class T>
 __device__ inline float short_erfc_ratio(float x) {
-  constexpr bool kShort = std::is_same_v<T, __half>;
+  constexpr bool kShort = !kIsBf16<T>;
   constexpr float kFactors[] = {kShort ? -3.40367366426e-5f : -5.97147016122e-5f,
                                 kShort ? 0.120753216733f : 0.120967840144f,
                                 kShort ? 0.109077663285f : 0.108527174765f,
@@ -93,8 +93,7 @@ template <class T, int kActivation>
 __device__ inline Factors factors_of(float g) {
   constexpr bool kErf = kActivation == RMSNORM_ACTIVATION_GELU_ERF;
   const bool negative = g < 0;
-  const float x =
-      fminf(fabsf(g), kErf && std::is_same_v<T, __half> ? 9.5f : kLargestGate<kActivation>);
+  const float x = fminf(fabsf(g), kErf && !kIsBf16<T> ? 9.5f : kLargestGate<kActivation>);
   float exponent;  // of e's root
   if constexpr (kActivation == RMSNORM_ACTIVATION_SILU) exponent = x * float(-0.5 * kLog2e);
   else if constexpr (kErf) exponent = (x * x) * float(-0.25 * kLog2e);
