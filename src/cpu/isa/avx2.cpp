@@ -101,6 +101,9 @@ inline void store_bf16(const Block &block, char *data) {
 
 using HalfBits = Two<UVec>;
 using Floats = Two<Two<FVec>>;
+struct FusedFloats {
+  static constexpr bool kPresent = false;
+};
 
 inline void load_halves(const char *data, FVec *to) {
   to->native = _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i *>(data)));

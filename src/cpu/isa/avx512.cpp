@@ -107,6 +107,36 @@ inline FVec round_halves(const FVec &value) {
   return {_mm512_maskz_cvtph_ps(0xffff, to_halves(value))};
 }
 
+struct FusedFloats {
+  static constexpr bool kPresent = true;
+
+  // from - a * b and sum + a * b, rounded once.
+  static FVec subtract_product(const FVec &from, const FVec &a, const FVec &b) {
+    return {_mm512_fnmadd_ps(a.native, b.native, from.native)};
+  }
+  static FVec add_product(const FVec &sum, const FVec &a, const FVec &b) {
+    return {_mm512_fmadd_ps(a.native, b.native, sum.native)};
+  }
+
+  // Whether each of a is the number of b; NaN is none.
+  static bool are_same(const Floats &a, const Floats &b) {
+    return _kortestz_mask16_u8(_mm512_cmp_ps_mask(a.low.native, b.low.native, _CMP_NEQ_UQ),
+                               _mm512_cmp_ps_mask(a.high.native, b.high.native, _CMP_NEQ_UQ)) != 0;
+  }
+
+  // Whether any number below the normal range has been rounded since the last time, or since the
+  // task began: the processor remembers. "memory": on the way to what is stored by now.
+  static bool have_underflowed() {
+    constexpr uint32_t kUnderflow = 0x10;
+    uint32_t status;
+    __asm__ volatile("stmxcsr %0" : "=m"(status) : : "memory");
+    if (__builtin_expect((status & kUnderflow) == 0, 1)) return false;
+    status &= ~kUnderflow;
+    __asm__ volatile("ldmxcsr %0" : : "m"(status) : "memory");
+    return true;
+  }
+};
+
 // ---- Past the cache -----------------------------------------------------------------------------
 
 inline void stream(NativeBits bits, char *data) {
@@ -126,10 +156,10 @@ inline void stream_fence() { _mm_sfence(); }
 
 #include "cpu/rows/rows.inl.h"
 
-// fp32 that streams from and to memory takes a tenth less time by AVX2's narrower vectors, of the
-// same bits; within the cache a sixth more.
+// fp32 that streams from and to memory by way of fp64 takes a tenth less time by AVX2's narrower
+// vectors, of the same bits; within the cache a sixth more.
 void forward_by_width(const ForwardProblem &problem, bool streams, int64_t begin, int64_t end) {
-  if (streams && common_dtype(problem) == RMSNORM_DTYPE_F32)
+  if (streams && common_dtype(problem) == RMSNORM_DTYPE_F32 && !takes_pairs(problem))
     return kAvx2Rows.forward(problem, streams, begin, end);
   forward(problem, streams, begin, end);
 }

@@ -37,6 +37,9 @@ using Quarter = Two<Vec>;
 using Block = Two<Two<Quarter>>;
 using HalfBits = Two<Two<UVec>>;
 using Floats = Two<Two<Two<FVec>>>;
+struct FusedFloats {
+  static constexpr bool kPresent = false;
+};
 
 #include "cpu/rows/convert.inl.h"
 

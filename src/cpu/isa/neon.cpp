@@ -100,6 +100,9 @@ inline void store_bf16(const Block &block, char *data) {
 
 using HalfBits = Two<Two<UVec>>;
 using Floats = Two<Two<Two<FVec>>>;
+struct FusedFloats {
+  static constexpr bool kPresent = false;
+};
 
 inline void load_halves(const char *data, FVec *to) {
   const uint16_t *from = reinterpret_cast<const uint16_t *>(data);

@@ -13,6 +13,9 @@ constexpr int64_t kFloatCols = 32;
 [[gnu::always_inline]] inline FVec operator+(const FVec &a, const FVec &b) {
   return {a.native + b.native};
 }
+[[gnu::always_inline]] inline FVec operator-(const FVec &a, const FVec &b) {
+  return {a.native - b.native};
+}
 [[gnu::always_inline]] inline FVec operator*(const FVec &a, const FVec &b) {
   return {a.native * b.native};
 }
@@ -32,6 +35,9 @@ template <class Half>
 
 [[gnu::always_inline]] inline void load_bits(const char *data, UVec *to) {
   to->native = *reinterpret_cast<const UnalignedBits *>(data);
+}
+[[gnu::always_inline]] inline void load_bits(const char *data, FVec *to) {
+  to->native = *reinterpret_cast<const UnalignedFloat *>(data);
 }
 template <class Half>
 [[gnu::always_inline]] inline void load_bits(const char *data, Two<Half> *to) {
@@ -153,6 +159,9 @@ template <class Half>
 [[gnu::always_inline]] inline void stream_bits(const UVec &bits, char *data) {
   stream(bits.native, data);
 }
+[[gnu::always_inline]] inline void stream_bits(const FVec &value, char *data) {
+  stream(reinterpret_cast<NativeBits>(value.native), data);
+}
 template <class Half>
 [[gnu::always_inline]] inline void stream_bits(const Two<Half> &bits, char *data) {
   stream_bits(bits.low, data);
@@ -204,4 +213,10 @@ template <bool kStreams>
   alignas(64) char buffer[kFloatCols * 2];
   store_bits(bits, buffer);
   __builtin_memcpy(data, buffer, static_cast<size_t>(count) * 2);
+}
+
+template <bool kStreams>
+[[gnu::always_inline]] inline void store_floats(const Floats &floats, char *data) {
+  if constexpr (kStreams) stream_bits(floats, data);
+  else store_bits(floats, data);
 }

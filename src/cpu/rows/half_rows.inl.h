@@ -38,7 +38,7 @@ struct HalfRows {
   }
   struct Constants {
     Floats scale, offset, no_weight;
-    Constants(const ForwardProblem &problem, double rstd)
+    Constants(const ForwardProblem &problem, const ForwardRow &, double rstd)
         : scale(broadcast_floats(rstd)),
           offset(broadcast_floats(problem.weight_offset)),
           no_weight(broadcast_floats(1) + offset) {}
@@ -93,6 +93,8 @@ struct HalfRows {
     __builtin_memcpy(&value, &single, sizeof value);
     return value;
   }
+
+  static bool is_right() { return true; }
 
   template <bool kPlain>
   [[gnu::always_inline]] static void write(const ForwardProblem &problem, const ForwardRow &row,
