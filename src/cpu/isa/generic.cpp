@@ -41,6 +41,11 @@ struct FusedFloats {
   static constexpr bool kPresent = false;
 };
 
+inline FVec add_product(const FVec &sum, const FVec &a, const FVec &b) {
+  return {sum.native + a.native * b.native};
+}
+inline NativeBits round_to_bfloat(NativeBits bits) { return plainly_rounded(bits); }
+
 #include "cpu/rows/convert.inl.h"
 
 // Past the cache, where the base instruction set has such stores.

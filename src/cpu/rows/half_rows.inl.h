@@ -64,8 +64,12 @@ struct HalfRows {
                                           int64_t col, int64_t count, Run *run) {
     HalfBits bits;
     const Floats h = make_h(row, col, count, &bits);
-    run->squares = run->squares + h * h;
-    if constexpr (kDtype == RMSNORM_DTYPE_BF16) run->least = smaller(run->least, order_of(bits));
+    if constexpr (kDtype == RMSNORM_DTYPE_F16) {
+      run->squares = add_product(run->squares, h, h);
+    } else {  // whose small squares are rounded
+      run->squares = run->squares + h * h;
+      run->least = smaller(run->least, order_of(bits));
+    }
   }
 
   [[gnu::always_inline]] static void end_run(const Run &run, Sums *sums) {
@@ -112,6 +116,6 @@ struct HalfRows {
         y = y * (load_floats<kDtype>(row.weight, col, count, &bits) + constants.offset);
       else y = y * constants.no_weight;
     }
-    store_bits<kStreams>(narrow_floats<kDtype>(y), row.y, col, count);
+    store_rounded<kDtype, kStreams>(y, row.y, col, count);
   }
 };
