@@ -1,32 +1,33 @@
-// Plain rows of fp32, h * rstd * weight, in floats and the errors of their products: ten operations
-// on a vector of floats take the place of sixteen in fp64, of which ten are conversions'. The bits
-// are those of fp64: a block whose rounding could be decided by what is left out is written by
-// ExactRows, and so is the whole row if anything in it has underflowed. For isa files
-// with FusedFloats. Included inside the isa file's namespace.
+// Plain rows of fp32, h * rstd * weight, in floats and the errors of their products: nine
+// operations on a vector of floats take the place of sixteen in fp64, of which ten are
+// conversions'. The bits are those of fp64: a block whose rounding could be decided by what is left
+// out is written by ExactRows, and so is the whole row if anything in it has underflowed. For isa
+// files with FusedFloats. Included inside the isa file's namespace.
 //
 // Why the bits are the same. u = 2^-24; nothing has underflowed, and what has overflowed ends as a
 // NaN, which is not taken. rstd = s * (1 + r), where s is its float and |r| <= u. The errors of the
 // products p = h * s and q = p * weight, e = p - h * s and l = q - p * weight, are floats, so that
 //   h * rstd * weight = (q - l - e * weight) * (1 + r).
-// m = l + e * weight is rounded once, which costs 2 u^2 |q|, and r * m is left out, as much. Then
-// q - m + r * q is computed with r + c and with r - c for r: what rounding makes of these costs
-// 3 u^2 |q|, that of the term beside q as much; and two roundings in fp64 cost less than u^2 |q|.
-// So with c = 32 u^2 the number that fp64 would round to fp32 is between the two, and rounding
-// keeps order: where both give one float, that is it.
-//
-// A product 0 keeps its sign: e, l, m and the term beside q are then +0, which is subtracted.
+// m = l + e * weight is rounded once, which costs 2 u^2 |q|, and r * m is left out, as much. So is
+// t = m - r * q, where r has two roundings: 5 u^2 |q|. Then q - t is what fp64 rounds to fp32 but
+// for less than 10 u^2 |q|, its own errors included.
+//   If |t| >= 2^-27 |q|, that number is between q - t (1 + 2^-16) and q - t (1 - 2^-16): rounding
+// keeps order, and where both give one float, that is it. If |t| is less, all of them are closer to
+// q than half the way to the next float, which is 2^-25 |q| or more, and become q.
+//   A product 0 keeps its sign: e, l, m and t are then +0, which is subtracted.
 
 template <class Ops>
 struct FloatPairs {
-  Floats scale, more, less;
+  Floats scale, rest, more, less;
 
   explicit FloatPairs(double rstd) {
     const float single = static_cast<float>(rstd);
-    float rest = static_cast<float>(rstd - static_cast<double>(single)) / single;
-    if (!(rstd >= 0x1p-60 && rstd <= 0x1p60)) rest = __builtin_nanf("");  // then no block is taken
+    float beside = static_cast<float>(rstd - static_cast<double>(single)) / single;
+    if (!(rstd >= 0x1p-60 && rstd <= 0x1p60)) beside = __builtin_nanf("");  // no block is taken
     broadcast(single, &scale);
-    broadcast(rest + 0x1p-43f, &more);
-    broadcast(rest - 0x1p-43f, &less);
+    broadcast(beside, &rest);
+    broadcast(1 + 0x1p-16f, &more);
+    broadcast(1 - 0x1p-16f, &less);
   }
 
   template <class Half>
@@ -46,9 +47,10 @@ struct FloatPairs {
     const Floats scaled = h * scale, product = scaled * weight;
     const Floats scaled_error = subtract_product(scaled, h, scale);
     const Floats product_error = subtract_product(product, scaled, weight);
-    const Floats error = add_product(product_error, scaled_error, weight);
-    *y = product - subtract_product(error, product, more);
-    return Ops::are_same(*y, product - subtract_product(error, product, less));
+    const Floats error =
+        subtract_product(add_product(product_error, scaled_error, weight), product, rest);
+    *y = subtract_product(product, error, more);
+    return Ops::are_same(*y, subtract_product(product, error, less));
   }
 };
 
