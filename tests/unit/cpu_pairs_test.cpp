@@ -87,7 +87,7 @@ TEST(Pairs, ZerosInfinitiesAndNaN) {
 // A row that has to be written twice, in place and with residual_out where residual was.
 TEST(Pairs, InPlace) {
   Case c = plain_case(true);
-  c.tensors["residual"] = {kF32, Values::kFaint}, c.tensors["x"] = {kF32, Values::kMixed};
+  c.tensors["residual"] = {kF32, Values::kTiny}, c.tensors["x"] = {kF32, Values::kMixed};
   const Arrays arrays = make_arrays(c, {});
   const Bits expected = bits_with(c, kGeneric, arrays);
   for (const RowTable *table : tables_here())
