@@ -1,6 +1,6 @@
 // While one of these lives, this thread computes as IEEE 754 says by default: nearest even,
 // subnormals kept, no traps. The caller's mode, flush to zero perhaps, comes back with its
-// exception flags as they were.
+// exception flags as they were; on x86-64 underflow is not among them at first.
 #pragma once
 
 #include <cstdint>
@@ -16,7 +16,7 @@ class FloatEnvironment {
 #if defined(__x86_64__)
   // Writing the register takes longer than all else here, and is seldom needed.
   FloatEnvironment() : saved_(_mm_getcsr()) {
-    if ((saved_ & ~kFlags) != kDefault) _mm_setcsr(kDefault);
+    if ((saved_ & ~kMayBeSet) != kDefault) _mm_setcsr(kDefault);
   }
   ~FloatEnvironment() {
     if (_mm_getcsr() != saved_) _mm_setcsr(saved_);
@@ -35,7 +35,8 @@ class FloatEnvironment {
 
  private:
 #if defined(__x86_64__)
-  static constexpr uint32_t kFlags = 0x3f, kDefault = 0x1f80;  // all exceptions masked
+  static constexpr uint32_t kMayBeSet = 0x2f;   // all flags but underflow's: rows/pair_rows.inl.h
+  static constexpr uint32_t kDefault = 0x1f80;  // all exceptions masked
   uint32_t saved_;
 #elif defined(__aarch64__)
   uint64_t saved_, flags_;

@@ -101,6 +101,14 @@ inline void store_bf16(const Block &block, char *data) {
 
 using HalfBits = Two<UVec>;
 using Floats = Two<Two<FVec>>;
+struct FusedFloats {
+  static constexpr bool kPresent = false;
+};
+
+inline FVec add_product(const FVec &sum, const FVec &a, const FVec &b) {
+  return {_mm256_fmadd_ps(a.native, b.native, sum.native)};
+}
+inline NativeBits round_to_bfloat(NativeBits bits) { return plainly_rounded(bits); }
 
 inline void load_halves(const char *data, FVec *to) {
   to->native = _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i *>(data)));
@@ -113,6 +121,10 @@ inline __m128i to_halves(const FVec &value) {
 inline void narrow_halves(const Two<FVec> &value, UVec *to) {
   to->native =
       reinterpret_cast<NativeBits>(_mm256_set_m128i(to_halves(value.high), to_halves(value.low)));
+}
+
+inline void store_halves(const FVec &value, char *data) {
+  _mm_storeu_si128(reinterpret_cast<__m128i *>(data), to_halves(value));
 }
 
 inline FVec round_halves(const FVec &value) { return {_mm256_cvtph_ps(to_halves(value))}; }

@@ -89,6 +89,19 @@ inline void store_bf16(const Block &block, char *data) {
 using HalfBits = UVec;
 using Floats = Two<FVec>;
 
+inline FVec add_product(const FVec &sum, const FVec &a, const FVec &b) {
+  return {_mm512_fmadd_ps(a.native, b.native, sum.native)};
+}
+
+// By a mask: an operation less.
+inline NativeBits round_to_bfloat(NativeBits bits) {
+  const __m512i whole = reinterpret_cast<__m512i>(bits);
+  const __mmask16 is_odd = _mm512_test_epi32_mask(whole, _mm512_set1_epi32(0x10000));
+  const __m512i raised = _mm512_add_epi32(whole, _mm512_set1_epi32(0x7fff));
+  return reinterpret_cast<NativeBits>(
+      _mm512_mask_add_epi32(raised, is_odd, whole, _mm512_set1_epi32(0x8000)));
+}
+
 inline void load_halves(const char *data, FVec *to) {
   to->native =
       _mm512_maskz_cvtph_ps(0xffff, _mm256_loadu_si256(reinterpret_cast<const __m256i *>(data)));
@@ -103,9 +116,43 @@ inline void narrow_halves(const Two<FVec> &value, UVec *to) {
       _mm512_inserti64x4(_mm512_castsi256_si512(to_halves(value.low)), to_halves(value.high), 1));
 }
 
+inline void store_halves(const FVec &value, char *data) {
+  _mm256_storeu_si256(reinterpret_cast<__m256i *>(data), to_halves(value));
+}
+
 inline FVec round_halves(const FVec &value) {
   return {_mm512_maskz_cvtph_ps(0xffff, to_halves(value))};
 }
+
+struct FusedFloats {
+  static constexpr bool kPresent = true;
+
+  // from - a * b, and sum + a * b, rounded once.
+  static FVec subtract_product(const FVec &from, const FVec &a, const FVec &b) {
+    return {_mm512_fnmadd_ps(a.native, b.native, from.native)};
+  }
+  static FVec add_product(const FVec &sum, const FVec &a, const FVec &b) {
+    return avx512::add_product(sum, a, b);
+  }
+
+  // Whether each of a is the number of b; NaN is none.
+  static bool are_same(const Floats &a, const Floats &b) {
+    return _kortestz_mask16_u8(_mm512_cmp_ps_mask(a.low.native, b.low.native, _CMP_NEQ_UQ),
+                               _mm512_cmp_ps_mask(a.high.native, b.high.native, _CMP_NEQ_UQ)) != 0;
+  }
+
+  // Whether any number below the normal range has been rounded since the last time, or since the
+  // task began: the processor remembers. "memory": on the way to what is stored by now.
+  static bool have_underflowed() {
+    constexpr uint32_t kUnderflow = 0x10;
+    uint32_t status;
+    __asm__ volatile("stmxcsr %0" : "=m"(status) : : "memory");
+    if (__builtin_expect((status & kUnderflow) == 0, 1)) return false;
+    status &= ~kUnderflow;
+    __asm__ volatile("ldmxcsr %0" : : "m"(status) : "memory");
+    return true;
+  }
+};
 
 // ---- Past the cache -----------------------------------------------------------------------------
 
@@ -126,10 +173,10 @@ inline void stream_fence() { _mm_sfence(); }
 
 #include "cpu/rows/rows.inl.h"
 
-// fp32 that streams from and to memory takes a tenth less time by AVX2's narrower vectors, of the
-// same bits; within the cache a sixth more.
+// fp32 that streams from and to memory by way of fp64 takes a tenth less time by AVX2's narrower
+// vectors, of the same bits; within the cache a sixth more.
 void forward_by_width(const ForwardProblem &problem, bool streams, int64_t begin, int64_t end) {
-  if (streams && common_dtype(problem) == RMSNORM_DTYPE_F32)
+  if (streams && common_dtype(problem) == RMSNORM_DTYPE_F32 && !takes_pairs(problem))
     return kAvx2Rows.forward(problem, streams, begin, end);
   forward(problem, streams, begin, end);
 }

@@ -37,6 +37,14 @@ using Quarter = Two<Vec>;
 using Block = Two<Two<Quarter>>;
 using HalfBits = Two<Two<UVec>>;
 using Floats = Two<Two<Two<FVec>>>;
+struct FusedFloats {
+  static constexpr bool kPresent = false;
+};
+
+inline FVec add_product(const FVec &sum, const FVec &a, const FVec &b) {
+  return {sum.native + a.native * b.native};
+}
+inline NativeBits round_to_bfloat(NativeBits bits) { return plainly_rounded(bits); }
 
 #include "cpu/rows/convert.inl.h"
 

@@ -100,6 +100,16 @@ inline void store_bf16(const Block &block, char *data) {
 
 using HalfBits = Two<Two<UVec>>;
 using Floats = Two<Two<Two<FVec>>>;
+struct FusedFloats {
+  static constexpr bool kPresent = false;
+};
+
+inline FVec add_product(const FVec &sum, const FVec &a, const FVec &b) {
+  return {reinterpret_cast<NativeFloat>(vfmaq_f32(reinterpret_cast<float32x4_t>(sum.native),
+                                                  reinterpret_cast<float32x4_t>(a.native),
+                                                  reinterpret_cast<float32x4_t>(b.native)))};
+}
+inline NativeBits round_to_bfloat(NativeBits bits) { return plainly_rounded(bits); }
 
 inline void load_halves(const char *data, FVec *to) {
   const uint16_t *from = reinterpret_cast<const uint16_t *>(data);
@@ -114,6 +124,10 @@ inline void narrow_halves(const Two<FVec> &value, UVec *to) {
   to->native =
       reinterpret_cast<NativeBits>(vcombine_u16(vreinterpret_u16_f16(to_halves(value.low)),
                                                 vreinterpret_u16_f16(to_halves(value.high))));
+}
+
+inline void store_halves(const FVec &value, char *data) {
+  vst1_u8(reinterpret_cast<uint8_t *>(data), vreinterpret_u8_f16(to_halves(value)));
 }
 
 inline FVec round_halves(const FVec &value) {

@@ -34,6 +34,12 @@ struct Two {
   Half low, high;
 };
 
+// Floats' bits, of which the last 16 are to be cut: rounded to the nearest even bf16. A NaN here
+// has been a half's, so that its last 16 bits are zeros, and stays one.
+[[gnu::always_inline]] inline NativeBits plainly_rounded(NativeBits bits) {
+  return bits + 0x7fffu + (bits >> 16 & 1u);
+}
+
 [[gnu::always_inline]] inline Vec operator+(const Vec &a, const Vec &b) {
   return {a.native + b.native};
 }
@@ -64,8 +70,8 @@ template <class Half>
   return {a.low / b.low, a.high / b.high};
 }
 
-// sum + a * b where the product is exact, as of numbers that were fp32: in one operation, or in
-// two. The isa file defines it for Vec.
+// sum + a * b where the product is exact, as of numbers that were fp32, in fp64, or fp16, in fp32:
+// in one operation, or in two. The isa file defines it for Vec and FVec.
 template <class Half>
 [[gnu::always_inline]] inline Two<Half> add_product(const Two<Half> &sum, const Two<Half> &a,
                                                     const Two<Half> &b) {

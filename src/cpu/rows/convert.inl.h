@@ -158,4 +158,7 @@ inline void narrow_halves(const Two<FVec> &value, UVec *to) {
       reinterpret_cast<NativeBits>(TwoLongs{narrow_shorts(float_to_half(value.low.native)),
                                             narrow_shorts(float_to_half(value.high.native))});
 }
+inline void store_halves(const FVec &value, char *data) {
+  store_shorts(float_to_half(value.native), data);
+}
 inline FVec round_halves(const FVec &value) { return {half_to_float(float_to_half(value.native))}; }

@@ -2,6 +2,12 @@
 // numbers leaves the normal range there (they lie between 2^-840 and 2^200, whatever eps and
 // weight_offset). Included inside the isa file's namespace.
 
+// h * rstd * weight and nothing else: loops of its own, without a branch.
+inline bool is_plain(const ForwardProblem &problem) {
+  return problem.weight.present() && problem.weight_offset == 0 && !problem.llama &&
+         !problem.bias.present();
+}
+
 struct ForwardRow {
   Elements x, residual, weight, bias, y, residual_out;
 };
@@ -10,6 +16,14 @@ inline ForwardRow forward_elements(const ForwardProblem &problem, int64_t row, i
   return {elements(problem.x, row, group),    elements(problem.residual, row, group),
           elements(problem.weight, 0, group), elements(problem.bias, 0, group),
           elements(problem.y, row, group),    elements(problem.residual_out, row, group)};
+}
+
+// The row after this one, where there is one group.
+inline ForwardRow next_row(ForwardRow row) {
+  Elements *const all[] = {&row.x,    &row.residual, &row.weight,
+                           &row.bias, &row.y,        &row.residual_out};
+  for (Elements *const each : all) each->data += each->next;
+  return row;
 }
 
 // x + residual as floats rounded to odd (the exact sum cut, its last bit set if anything was cut):
@@ -63,7 +77,7 @@ struct ExactRows {
   };
   struct Constants {
     Block scale, offset, no_weight;
-    Constants(const ForwardProblem &problem, double rstd)
+    Constants(const ForwardProblem &problem, const ForwardRow &, double rstd)
         : scale(broadcast(rstd)),
           offset(broadcast(problem.weight_offset)),
           no_weight(broadcast(1) + offset) {}
@@ -107,6 +121,9 @@ struct ExactRows {
     *rstd = rstd_of(sums->squares, problem.cols, problem.eps);
     return true;
   }
+
+  // Whether the row that has been written is to stay so.
+  static bool is_right() { return true; }
 
   template <bool kPlain>
   [[gnu::always_inline]] static void write(const ForwardProblem &problem, const ForwardRow &row,

@@ -1,6 +1,7 @@
 // Thirty-two columns of halves as fp32 numbers, for the rows that half_rows.inl.h computes in fp32.
 // The isa file has defined Floats, a Two<> of vectors down to FVec, HalfBits, the halves' own bits
-// (half as large, of UVecs), and to and from fp16: load_halves, narrow_halves, round_halves.
+// (half as large, of UVecs), round_to_bfloat, and to and from fp16: load_halves, narrow_halves,
+// store_halves, round_halves.
 // Included inside its namespace.
 //
 // bf16 needs no shuffle: as 32-bit numbers the halves' bits are the odd columns in front and the
@@ -12,6 +13,9 @@ constexpr int64_t kFloatCols = 32;
 
 [[gnu::always_inline]] inline FVec operator+(const FVec &a, const FVec &b) {
   return {a.native + b.native};
+}
+[[gnu::always_inline]] inline FVec operator-(const FVec &a, const FVec &b) {
+  return {a.native - b.native};
 }
 [[gnu::always_inline]] inline FVec operator*(const FVec &a, const FVec &b) {
   return {a.native * b.native};
@@ -32,6 +36,9 @@ template <class Half>
 
 [[gnu::always_inline]] inline void load_bits(const char *data, UVec *to) {
   to->native = *reinterpret_cast<const UnalignedBits *>(data);
+}
+[[gnu::always_inline]] inline void load_bits(const char *data, FVec *to) {
+  to->native = *reinterpret_cast<const UnalignedFloat *>(data);
 }
 template <class Half>
 [[gnu::always_inline]] inline void load_bits(const char *data, Two<Half> *to) {
@@ -71,11 +78,8 @@ template <class BitsHalf, class Half>
   widen_bfloats(bits.high, &even->high, &odd->high);
 }
 
-// The bits to be cut after the first 16: nearest even. A NaN here has been a half's, so that its
-// last 16 bits are zeros, and stays one.
 [[gnu::always_inline]] inline NativeBits round_bfloat(const FVec &value) {
-  const NativeBits bits = reinterpret_cast<NativeBits>(value.native);
-  return bits + 0x7fffu + (bits >> 16 & 1u);
+  return round_to_bfloat(reinterpret_cast<NativeBits>(value.native));
 }
 [[gnu::always_inline]] inline FVec round_bfloats(const FVec &value) {
   return {reinterpret_cast<NativeFloat>(round_bfloat(value) & 0xffff0000u)};
@@ -144,6 +148,11 @@ template <class Half, class BitsHalf>
   narrow_halves(value.high, &to->high);
 }
 template <class Half>
+[[gnu::always_inline]] inline void store_halves(const Two<Half> &value, char *data) {
+  store_halves(value.low, data);
+  store_halves(value.high, data + sizeof(Half) / 2);
+}
+template <class Half>
 [[gnu::always_inline]] inline Two<Half> round_halves(const Two<Half> &value) {
   return {round_halves(value.low), round_halves(value.high)};
 }
@@ -152,6 +161,9 @@ template <class Half>
 
 [[gnu::always_inline]] inline void stream_bits(const UVec &bits, char *data) {
   stream(bits.native, data);
+}
+[[gnu::always_inline]] inline void stream_bits(const FVec &value, char *data) {
+  stream(reinterpret_cast<NativeBits>(value.native), data);
 }
 template <class Half>
 [[gnu::always_inline]] inline void stream_bits(const Two<Half> &bits, char *data) {
@@ -204,4 +216,19 @@ template <bool kStreams>
   alignas(64) char buffer[kFloatCols * 2];
   store_bits(bits, buffer);
   __builtin_memcpy(data, buffer, static_cast<size_t>(count) * 2);
+}
+
+// Rounded to halves.
+template <rmsnorm_dtype_t kDtype, bool kStreams>
+[[gnu::always_inline]] inline void store_rounded(const Floats &floats, const Elements &row,
+                                                 int64_t col, int64_t count) {
+  if (kDtype == RMSNORM_DTYPE_F16 && !kStreams && count == kFloatCols)
+    return store_halves(floats, address<kDtype>(row, col));
+  store_bits<kStreams>(narrow_floats<kDtype>(floats), row, col, count);
+}
+
+template <bool kStreams>
+[[gnu::always_inline]] inline void store_floats(const Floats &floats, char *data) {
+  if constexpr (kStreams) stream_bits(floats, data);
+  else store_bits(floats, data);
 }

@@ -4,17 +4,12 @@
 // Nothing is written before the row's sum is known, so a row that turns out to need another path
 // starts anew. Included inside the isa file's namespace.
 
-// h * rstd * weight and nothing else: loops of its own, without a branch.
-inline bool is_plain(const ForwardProblem &problem) {
-  return problem.weight.present() && problem.weight_offset == 0 && !problem.llama &&
-         !problem.bias.present();
-}
-
 // Writes the row `done` and reads `next`, either if asked to.
 template <class Path, bool kWrites, bool kReads, bool kPlain>
-void pass(const ForwardProblem &problem, const ForwardRow &done, double rstd,
-          const ForwardRow &next, typename Path::Sums *sums) {
-  const typename Path::Constants constants(problem, rstd);
+[[gnu::always_inline]] inline void pass(const ForwardProblem &problem, const ForwardRow &done,
+                                        double rstd, const ForwardRow &next,
+                                        typename Path::Sums *sums) {
+  const typename Path::Constants constants(problem, done, rstd);
   const ForwardRow written = done, read = next;  // no store changes these
   for (int64_t begin = 0; begin < problem.cols; begin += Path::kRun) {
     const int64_t end = problem.cols - begin < Path::kRun ? problem.cols : begin + Path::kRun;
@@ -39,8 +34,9 @@ inline void store_rstd(const ForwardProblem &problem, int64_t row, int64_t group
 }
 
 template <class Path, bool kWrites, bool kReads>
-void pass(const ForwardProblem &problem, const ForwardRow &done, double rstd,
-          const ForwardRow &next, typename Path::Sums *sums) {
+[[gnu::always_inline]] inline void pass(const ForwardProblem &problem, const ForwardRow &done,
+                                        double rstd, const ForwardRow &next,
+                                        typename Path::Sums *sums) {
   if constexpr (kWrites && Path::kDtype != kAny)
     if (is_plain(problem))
       return pass<Path, kWrites, kReads, true>(problem, done, rstd, next, sums);
@@ -77,7 +73,8 @@ void forward_rows(const ForwardProblem &problem, int64_t begin, int64_t end) {
     if (++group == problem.groups) group = 0, ++row;
     const bool more = index + 1 < end;
     ForwardRow next = current;
-    if (more) next = forward_elements(problem, row, group);
+    if (more)
+      next = problem.groups == 1 ? next_row(current) : forward_elements(problem, row, group);
     sums = typename Path::Sums();
     if (!taken) {
       pass<Exact, true, false>(problem, current, rstd, current, nullptr);
@@ -87,6 +84,8 @@ void forward_rows(const ForwardProblem &problem, int64_t begin, int64_t end) {
     } else {
       pass<Path, true, false>(problem, current, rstd, current, nullptr);
     }
+    if (taken && !Path::is_right())
+      pass<Exact, true, false>(problem, current, rstd, current, nullptr);
     current = next;
   }
   if (Path::kStreams) stream_fence();
@@ -101,6 +100,10 @@ void forward_rows_of(const ForwardProblem &problem, int64_t begin, int64_t end) 
     if (Half::takes(problem)) return forward_rows<Half, HalfExact>(problem, begin, end);
     return forward_rows<HalfExact, HalfExact>(problem, begin, end);
   } else {
+    if constexpr (kDtype == RMSNORM_DTYPE_F32 && FusedFloats::kPresent) {
+      using Pairs = PairRows<FusedFloats, kAdds, kStreams>;
+      if (takes_pairs(problem)) return forward_rows<Pairs, Exact>(problem, begin, end);
+    }
     forward_rows<Exact, Exact>(problem, begin, end);
   }
 }

@@ -38,7 +38,7 @@ struct HalfRows {
   }
   struct Constants {
     Floats scale, offset, no_weight;
-    Constants(const ForwardProblem &problem, double rstd)
+    Constants(const ForwardProblem &problem, const ForwardRow &, double rstd)
         : scale(broadcast_floats(rstd)),
           offset(broadcast_floats(problem.weight_offset)),
           no_weight(broadcast_floats(1) + offset) {}
@@ -64,8 +64,12 @@ struct HalfRows {
                                           int64_t col, int64_t count, Run *run) {
     HalfBits bits;
     const Floats h = make_h(row, col, count, &bits);
-    run->squares = run->squares + h * h;
-    if constexpr (kDtype == RMSNORM_DTYPE_BF16) run->least = smaller(run->least, order_of(bits));
+    if constexpr (kDtype == RMSNORM_DTYPE_F16) {
+      run->squares = add_product(run->squares, h, h);
+    } else {  // whose small squares are rounded
+      run->squares = run->squares + h * h;
+      run->least = smaller(run->least, order_of(bits));
+    }
   }
 
   [[gnu::always_inline]] static void end_run(const Run &run, Sums *sums) {
@@ -94,6 +98,8 @@ struct HalfRows {
     return value;
   }
 
+  static bool is_right() { return true; }
+
   template <bool kPlain>
   [[gnu::always_inline]] static void write(const ForwardProblem &problem, const ForwardRow &row,
                                            const Constants &constants, int64_t col, int64_t count) {
@@ -110,6 +116,6 @@ struct HalfRows {
         y = y * (load_floats<kDtype>(row.weight, col, count, &bits) + constants.offset);
       else y = y * constants.no_weight;
     }
-    store_bits<kStreams>(narrow_floats<kDtype>(y), row.y, col, count);
+    store_rounded<kDtype, kStreams>(y, row.y, col, count);
   }
 };

@@ -9,6 +9,7 @@
 #include "cpu/rows/exact_rows.inl.h"
 #include "cpu/rows/floats.inl.h"
 #include "cpu/rows/half_rows.inl.h"
+#include "cpu/rows/pair_rows.inl.h"
 #include "cpu/rows/forward.inl.h"
 #include "cpu/rows/wide_rows.inl.h"
 #include "cpu/rows/double_rows.inl.h"
