@@ -92,7 +92,7 @@ Args args_of(const GluProblem &p, const Views &views) {
                                              &args.dup};
   for (int i = 0; i < views.count; ++i)
     set_tensor((views.backward ? backward : forward)[i], *views.of[i]);
-  args.activation = p.activation;
+  args.activation = decltype(args.activation)(p.activation);
   args.overlap = p.overlap;
   return args;
 }
@@ -126,7 +126,7 @@ rmsnorm_status_t launch_glu(const State &state, const GluProblem &p, const Views
   if (flat) {
     FlatGluArgs args = args_of<FlatGluArgs>(p, views);
     args.last_block = uint32_t(blocks - 1);
-    args.last_elements = int(p.cols - (blocks - 1) * (threads * width));
+    args.last_elements = uint16_t(p.cols - (blocks - 1) * (threads * width));
     return launch(state, kernel, shape, &args);
   }
   GluArgs args = args_of<GluArgs>(p, views);

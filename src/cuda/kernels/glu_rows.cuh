@@ -68,15 +68,19 @@ struct FlatTensor {
   static constexpr rmsnorm_dtype_t dtype = RMSNORM_DTYPE_NONE;  // the kernel knows
 };
 
-// Contiguous and aligned tensors of one dtype. Small: a short call waits for each line of
-// arguments.
+// Contiguous and aligned tensors of one dtype. Small: a short call waits for each line of arguments,
+// and this fits in what is left of the first.
 struct FlatGluArgs {
   using Tensor = FlatTensor;
   uint32_t last_block;
-  int last_elements;  // of that block; all before it are full
-  rmsnorm_activation_t activation;
+  uint16_t last_elements;  // of that block; all before it are full
+  uint8_t activation;
   bool overlap;
-  FlatTensor gate, up, y, dy, dgate, dup;
+  FlatTensor gate, up, dy;
+  union {
+    FlatTensor y, dgate;
+  };
+  FlatTensor dup;
 
   __device__ static constexpr bool aligned() { return true; }
   __device__ static char *row_of(const FlatTensor &tensor, const GluPlace &) { return tensor.data; }
