@@ -68,8 +68,8 @@ struct FlatTensor {
   static constexpr rmsnorm_dtype_t dtype = RMSNORM_DTYPE_NONE;  // the kernel knows
 };
 
-// Contiguous and aligned tensors of one dtype. Small: a short call waits for each line of arguments,
-// and this fits in what is left of the first.
+// Contiguous and aligned tensors of one dtype. Small: a short call waits for each line of
+// arguments, and this fits in what is left of the first.
 struct FlatGluArgs {
   using Tensor = FlatTensor;
   uint32_t last_block;
