@@ -29,8 +29,7 @@ const void *kernel_of(const ForwardConfig &config) {
             return reinterpret_cast<const void *>(forward_rows<T, 2, true, kAdd, true>);
           if (vectors == 1) return reinterpret_cast<const void *>(forward_rows<T, 1, true, kAdd>);
         }
-        if (vectors < 4)
-          return reinterpret_cast<const void *>(forward_rows<T, 2, kWhole, Asked::kPlainAdd>);
+        if (vectors < 4) return reinterpret_cast<const void *>(forward_rows<T, 2, kWhole, kAdd>);
         return reinterpret_cast<const void *>(forward_rows<T, 4, kWhole, Asked::kPlain>);
       }
     case ForwardKernel::kLong:

@@ -61,7 +61,7 @@ __device__ inline void store_at(const Args &a, const typename Args::Tensor &tens
 
 template <class Body>
 __device__ inline void with_activation(rmsnorm_activation_t activation, Body body) {
-  if (__builtin_expect(activation == RMSNORM_ACTIVATION_SILU, 1))  // its code comes first
+  if (__builtin_expect(activation == RMSNORM_ACTIVATION_SILU, 1))  // the common one
     body(std::integral_constant<int, RMSNORM_ACTIVATION_SILU>());
   else if (activation == RMSNORM_ACTIVATION_GELU_TANH)
     body(std::integral_constant<int, RMSNORM_ACTIVATION_GELU_TANH>());
@@ -140,7 +140,7 @@ __device__ inline void backward_of(const Args &a, Vector<T> &dy, const Vector<T>
 }
 
 // Blocks of a multiprocessor, at least: bytes in flight count most; as many as need no spills.
-template <class T, class Args>
+template <class Args>
 constexpr int kForwardBlocks = std::is_same_v<Args, FlatGluArgs> ? 6 : 5;
 template <class T, class Args>
 constexpr int kBackwardBlocks = kIsNarrow<T>                        ? 6
@@ -148,7 +148,7 @@ constexpr int kBackwardBlocks = kIsNarrow<T>                        ? 6
                                                                     : 4;
 
 template <class T, class Args>
-__global__ void __launch_bounds__(kGluThreads, (kForwardBlocks<T, Args>))
+__global__ void __launch_bounds__(kGluThreads, kForwardBlocks<Args>)
     glu_forward(const __grid_constant__ Args a) {
   if (a.overlap) start_beside_neighbours();
   const GluPlace place = a.place(kWidth<T>);
