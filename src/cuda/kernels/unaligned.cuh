@@ -135,10 +135,10 @@ __device__ inline void store_span(char *data, int left, const Vector<T> (&in)[V]
 // ---- The same through shared memory: V * 32 + 1 slots of a warp, lane by lane.
 
 // Starts copying 16 bytes; where fewer (`bytes`, any int) are left, those alone are read, and the
-// others zeroed.
+// others zeroed. Past the L1 cache (.cg): by way of it 4097 halves back .53 (.63), 20001 .65 (.75).
 __device__ inline void copy_block(uint4 *slot, const char *block, int bytes) {
 #if __CUDA_ARCH__ >= 800
-  asm volatile("cp.async.ca.shared.global [%0], [%1], 16, %2;" ::"r"(
+  asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(
                    uint32_t(__cvta_generic_to_shared(slot))),
                "l"(block), "r"(max(0, min(bytes, 16)))
                : "memory");
