@@ -129,6 +129,40 @@ TEST_F(Cuda, CaptureAndReplay) {
       }
 }
 
+// A call may read its weight before the one before it has ended: of work further back, all has.
+TEST_F(Cuda, OverlapWithAWeightFromTwoBack) {
+  for (const int64_t cols : {128, 4096, 16384, 70000}) {
+    Case c = forward_case(3, cols, RMSNORM_DTYPE_BF16);
+    c.flags = RMSNORM_FLAG_OVERLAP;
+    Execution direct(device(), c), between(device(), c), last(device(), c);
+    ASSERT_EQ(direct.run(), RMSNORM_SUCCESS) << last_error();
+    for (Execution *execution : {&between, &last}) {
+      execution->upload();
+      ASSERT_EQ(execution->prepare_workspace(), RMSNORM_SUCCESS) << last_error();
+    }
+    void *const weight = last.params.tensor(kWeight).data;
+    const size_t bytes = static_cast<size_t>(cols) * 2;
+    void *const right = device().allocate(bytes), *const wrong = device().allocate(bytes);
+    ASSERT_EQ(cudaMemcpy(right, weight, bytes, cudaMemcpyDeviceToDevice), cudaSuccess);
+    ASSERT_EQ(cudaMemset(wrong, 0x40, bytes), cudaSuccess);
+    cudaStream_t stream = nullptr;
+    ASSERT_EQ(cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking), cudaSuccess);
+    for (int step = 0; step < 20; ++step)
+      for (const void *now : {wrong, right}) {
+        ASSERT_EQ(cudaMemcpyAsync(weight, now, bytes, cudaMemcpyDeviceToDevice, stream),
+                  cudaSuccess);
+        ASSERT_EQ(between.launch(stream), RMSNORM_SUCCESS) << last_error();
+        ASSERT_EQ(last.launch(stream), RMSNORM_SUCCESS) << last_error();
+      }
+    ASSERT_EQ(cudaStreamSynchronize(stream), cudaSuccess);
+    last.download();
+    EXPECT_TRUE(same_outputs(direct, last));
+    EXPECT_EQ(cudaStreamDestroy(stream), cudaSuccess);
+    device().release(right);
+    device().release(wrong);
+  }
+}
+
 // A call that is refused during capture leaves the capture whole.
 TEST_F(Cuda, RefusalDuringCapture) {
   Execution execution(device(), small_case(Direction::kForward));

@@ -210,26 +210,30 @@ TEST_P(Invariance, OverlapChangesNoBits) {
 // A chain of calls in one stream without a wait between them: each reads what the one before it
 // wrote.
 TEST_P(Invariance, OverlappedChain) {
-  for (const uint32_t flags : {0, static_cast<int>(RMSNORM_FLAG_OVERLAP)}) {
-    Case c = forward_case(300, 4096, RMSNORM_DTYPE_F32);
-    c[kRstd] = {};
-    c[kY].share = kX;  // in place, again and again
-    c.flags = flags;
-    Execution chained(device(), c), stepwise(device(), c);
-    chained.upload();
-    ASSERT_EQ(chained.prepare_workspace(), RMSNORM_SUCCESS) << last_error();
-    for (int step = 0; step < 8; ++step)
-      ASSERT_EQ(chained.launch(), RMSNORM_SUCCESS) << last_error();
-    chained.download();
-    stepwise.upload();
-    ASSERT_EQ(stepwise.prepare_workspace(), RMSNORM_SUCCESS) << last_error();
-    for (int step = 0; step < 8; ++step) {
-      ASSERT_EQ(stepwise.launch(), RMSNORM_SUCCESS) << last_error();
-      ASSERT_EQ(device().synchronize(), "");
+  const struct {
+    int64_t rows, cols;
+  } shapes[] = {{300, 4096}, {200, 128}, {3, 8192}, {3, 200000}};  // of blocks, warps, clusters
+  for (const uint32_t flags : {0, static_cast<int>(RMSNORM_FLAG_OVERLAP)})
+    for (const auto &shape : shapes) {
+      Case c = forward_case(shape.rows, shape.cols, RMSNORM_DTYPE_F32);
+      c[kRstd] = {};
+      c[kY].share = kX;  // in place, again and again
+      c.flags = flags;
+      Execution chained(device(), c), stepwise(device(), c);
+      chained.upload();
+      ASSERT_EQ(chained.prepare_workspace(), RMSNORM_SUCCESS) << last_error();
+      for (int step = 0; step < 8; ++step)
+        ASSERT_EQ(chained.launch(), RMSNORM_SUCCESS) << last_error();
+      chained.download();
+      stepwise.upload();
+      ASSERT_EQ(stepwise.prepare_workspace(), RMSNORM_SUCCESS) << last_error();
+      for (int step = 0; step < 8; ++step) {
+        ASSERT_EQ(stepwise.launch(), RMSNORM_SUCCESS) << last_error();
+        ASSERT_EQ(device().synchronize(), "");
+      }
+      stepwise.download();
+      EXPECT_TRUE(same_outputs(chained, stepwise));
     }
-    stepwise.download();
-    EXPECT_TRUE(same_outputs(chained, stepwise));
-  }
 }
 
 INSTANTIATE_TEST_SUITE_P(All, Invariance, testing::ValuesIn(kBackends), BackendName());
