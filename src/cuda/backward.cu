@@ -14,13 +14,13 @@
 namespace rmsnorm::cuda {
 namespace {
 
-// Rows that need 4 vectors are rare: what is not aligned and plain has one kernel.
+// Rows that need 4 vectors are rare: what is not aligned has one kernel.
 template <class T, bool kWhole, bool kPlain>
 const void *rows_kernel(int vectors) {
   if (vectors == 1) return reinterpret_cast<const void *>(backward_short<T, kWhole, kPlain>);
   if (vectors == 2) return reinterpret_cast<const void *>(backward_rows<T, 2, kWhole, kPlain>);
-  constexpr bool kBoth = kWhole && kPlain;
-  return reinterpret_cast<const void *>(backward_rows<T, 4, kBoth, kBoth>);
+  constexpr bool kAligned = kWhole && !std::is_same_v<T, AnyElement>;
+  return reinterpret_cast<const void *>(backward_rows < T, 4, kAligned, kAligned && kPlain >);
 }
 
 // Mixed dtypes are never plain.
@@ -70,6 +70,11 @@ bool is_whole(const BackwardProblem &p, int width) {
   return whole;
 }
 
+// Whether the weight is what the plain kernels of 4 vectors keep in registers.
+bool has_own_weight(const BackwardProblem &p) {
+  return p.weight.dtype == p.x.dtype && p.weight_offset == 0;
+}
+
 // What runs, and where its partial sums lie in the workspace (bytes from its aligned start).
 struct Plan {
   rmsnorm_dtype_t dtype;  // of backward_rows; NONE: mixed
@@ -115,7 +120,7 @@ BackwardMemory memory_of(const Plan &plan, const BackwardConfig &c, int stages, 
           c.groups,
           2 * ring_slots(ring, c.vectors, is_short ? kShortBackwardRows : 1),
           stages,
-          dweight ? c.vectors * plan.width : 0,
+          dweight && c.vectors != 4 ? c.vectors * plan.width : 0,  // kSumsInPartial
           sum_slots(c.groups, c.threads, c.cluster)};
 }
 
@@ -187,8 +192,9 @@ class Run {
         plan_(plan_of(state, problem, is_by_group(problem))),
         plain_(plan_.dtype != RMSNORM_DTYPE_NONE && problem.dx.present() &&
                !problem.dresidual.present() && !problem.dresidual_out.present() &&
-               (plan_.by_group || problem.groups == 1)),
-        whole_(is_whole(problem, plan_.width) && (plan_.config.vectors != 4 || plain_)),
+               (plan_.by_group || problem.groups == 1) &&
+               (plan_.config.vectors != 4 || has_own_weight(problem))),
+        whole_(is_whole(problem, plan_.width)),
         stream_(call.stream) {
     const uintptr_t start = reinterpret_cast<uintptr_t>(call.workspace);
     workspace_ = reinterpret_cast<char *>((start + kAlignment - 1) / kAlignment * kAlignment);

@@ -24,11 +24,9 @@ const void *kernel_of(const ForwardConfig &config) {
         return reinterpret_cast<const void *>(forward_rows<T, 4, kWhole, Asked::kAll>);
       } else {
         constexpr Asked kAdd = Asked::kPlainAdd;
-        if constexpr (kWhole) {  // for_unaligned
+        if constexpr (kWhole)  // for_unaligned
           if (config.cluster > 1)
             return reinterpret_cast<const void *>(forward_rows<T, 2, true, kAdd, true>);
-          if (vectors == 1) return reinterpret_cast<const void *>(forward_rows<T, 1, true, kAdd>);
-        }
         if (vectors < 4) return reinterpret_cast<const void *>(forward_rows<T, 2, kWhole, kAdd>);
         return reinterpret_cast<const void *>(forward_rows<T, 4, kWhole, Asked::kPlain>);
       }
@@ -141,13 +139,16 @@ rmsnorm_status_t run(const void *opaque, const ForwardProblem &p, const Launch &
   ForwardArgs args = {};
   const int64_t one_stride_groups = plan.plain ? p.groups : 1;
   args.tasks = Tasks(tasks, plan.plain ? 1 : p.groups);
-  args.x = rows_of(p.x, one_stride_groups);
-  args.residual = rows_of(p.residual, one_stride_groups);
-  args.weight = matrix_of(p.weight);
+  args.task_count = tasks;
+  args.set(RowTensor::kX, rows_of(p.x, one_stride_groups));
+  args.set(RowTensor::kY, rows_of(p.y, one_stride_groups));
+  args.set(RowTensor::kRstd, rows_of(p.rstd, one_stride_groups));
+  args.set(RowTensor::kResidual, rows_of(p.residual, one_stride_groups));
+  args.set(RowTensor::kResidualOut, rows_of(p.residual_out, one_stride_groups));
+  const Matrix weight = matrix_of(p.weight);
+  args.weight_data = weight.data;
+  args.weight_rest = {weight.group_stride, weight.dtype};
   args.bias = matrix_of(p.bias);
-  args.y = rows_of(p.y, one_stride_groups);
-  args.residual_out = rows_of(p.residual_out, one_stride_groups);
-  args.rstd = rows_of(p.rstd, one_stride_groups);
   args.cols = p.cols;
   args.eps = p.eps;
   args.weight_offset = p.weight_offset;
@@ -191,9 +192,9 @@ rmsnorm_status_t visit_forward_kernels(const KernelVisitor &visitor) {
     ForwardKernel kernel;
     int vectors, cluster;
   } variants[] = {{ForwardKernel::kShort, 1, 1}, {ForwardKernel::kShort, 2, 1},
-                  {ForwardKernel::kShort, 3, 1}, {ForwardKernel::kRows, 1, 1},
-                  {ForwardKernel::kRows, 2, 1},  {ForwardKernel::kRows, 2, 2},
-                  {ForwardKernel::kRows, 4, 1},  {ForwardKernel::kLong, 0, 1}};
+                  {ForwardKernel::kShort, 3, 1}, {ForwardKernel::kRows, 2, 1},
+                  {ForwardKernel::kRows, 2, 2},  {ForwardKernel::kRows, 4, 1},
+                  {ForwardKernel::kLong, 0, 1}};
   for (const rmsnorm_dtype_t dtype : kRowDtypes)
     for (const auto &variant : variants)
       for (const bool whole : {false, true})

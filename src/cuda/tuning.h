@@ -48,21 +48,20 @@ inline ForwardConfig choose_short(int64_t row_vectors) {
 }
 
 // A row is `row_vectors` vectors of 16 bytes; a cluster may have `cluster_limit` blocks (1: there
-// are none). `adds`: a residual; `plain`: forward_rows has kernels of 1 and 2 vectors. Unaligned
-// rows: see for_unaligned.
+// are none). `adds`: a residual; `plain`: forward_rows has kernels of 2 vectors. Unaligned rows:
+// see for_unaligned.
 inline ForwardConfig choose_forward(int64_t row_vectors, int64_t tasks, bool adds, bool plain,
                                     int multiprocessors, int cluster_limit, size_t shared_memory) {
   if (row_vectors <= 96) return choose_short(row_vectors);
   if (row_vectors <= 2048) {
     // 1024 to 16384 halves: .97-.98; threads fit the width, idle ones cost 1-6 %
     ForwardConfig config = {ForwardKernel::kRows, 4, 0, 1, 1};
-    // A residual needs the registers: 16384 halves of 1000 rows 1.01 (with 4 vectors .89). Rows
-    // that the device has room for at once are sooner done with 2: 1x4096 1.56 us (with 4 1.79,
-    // with 1 1.68), 1x8192 1.93 (2.09, 2.11), 300x6144 3.98 (4.06); more rows are not:
-    // 1000x2880 5.3 (4.6)
+    // A residual needs the registers: 16384 halves of 1000 rows 1.01 (with 4 vectors .89);
+    // 32768x4096 261 us (with 1 258), but 1x4096 1.64 (1.75). Rows that the device has room for at
+    // once are sooner done with 2: 1x4096 1.56 us (with 4 1.79, with 1 1.68), 1x8192 1.93
+    // (2.09, 2.11), 300x6144 3.98 (4.06); more rows are not: 1000x2880 5.3 (4.6)
     const bool few = tasks * divide_up(row_vectors, 64) * 32 <= int64_t(multiprocessors) * 1024;
-    if (plain && adds) config.vectors = row_vectors <= 512 ? 1 : 2;
-    else if (plain && few) config.vectors = 2;
+    if (plain && (adds || few)) config.vectors = 2;
     // So few and so long that blocks had better share them, each of about 128 threads: 1x8192 1.78
     // us (1.91), 1x16384 1.86 (2.66), 32x16384 2.87 (3.35), 64x16384 3.54 (3.72); 64x8192 no gain,
     // 1x6144 none
@@ -77,21 +76,27 @@ inline ForwardConfig choose_forward(int64_t row_vectors, int64_t tasks, bool add
       config.rows = 2;
     return config;
   }
-  // In shared memory: 32768 halves .94. Beyond, blocks share a row, so that three fit a
-  // multiprocessor: 65536 .93 (in one block .84), 131072 .92 (.81), 262144 .89 (.76)
-  ForwardConfig config = {ForwardKernel::kLong, 0, 512, 1, 1};
+  // In shared memory: 32768 halves 1.00. Beyond, blocks share a row, so that three fit a
+  // multiprocessor: 65536 .98 (in one block .84), 131072 .96 (.81), 262144 .89 (.76)
+  ForwardConfig config = {ForwardKernel::kLong, 0, 0, 1, 1};
   while (row_vectors > int64_t(config.cluster) * kLongestRow) config.cluster *= 2;
-  config.vectors = int(divide_up(row_vectors, int64_t(config.cluster) * config.threads * 2)) * 2;
-  if (config.cluster > cluster_limit ||
-      size_t(config.vectors) * config.threads * 16 + kLongReserve > shared_memory)
+  // As few idle lanes as may be: 20480 .99 in 320 threads (in 512 .95), 18432 .99 in 384 (.93)
+  const int64_t own = divide_up(row_vectors, config.cluster);
+  int64_t fewest = INT64_MAX;
+  for (int threads = 512; threads >= 256; threads -= 32) {
+    const int64_t vectors = divide_up(own, threads * 2) * 2;
+    if (vectors * threads >= fewest) continue;
+    fewest = vectors * threads;
+    config.vectors = int(vectors), config.threads = threads;
+  }
+  if (config.cluster > cluster_limit || size_t(fewest) * 16 + kLongReserve > shared_memory)
     return {ForwardKernel::kExact, 0, 0, 1, 1};
   return config;
 }
 
-// The configuration of rows that are not aligned: forward_rows has no plain kernels of 1 vector and
-// none of clusters for them.
+// The configuration of rows that are not aligned: forward_rows has no kernels of clusters for them.
 inline ForwardConfig for_unaligned(ForwardConfig config, int64_t row_vectors) {
-  if (config.kernel != ForwardKernel::kRows || config.vectors == 4) return config;
+  if (config.kernel != ForwardKernel::kRows || config.cluster == 1) return config;
   return {ForwardKernel::kRows, 2, int(divide_up(row_vectors, 64)) * 32, 1, 1};
 }
 
@@ -151,8 +156,8 @@ inline BackwardConfig choose_backward(int64_t row_vectors, bool odd, int64_t tas
     const bool fewer = !odd && others == own &&
                        other.threads * more == config.threads * config.cluster &&
                        (more == 2 || few);
-    // Unaligned rows want half as many again: 4097 .53 (.51), but 5125 .52 (.61)
-    if (fewer || (odd ? others * 2 > own * 3 : others > own)) config = other;
+    // Unaligned rows want a fifth more for it: 3001 .74 (.67), 4097 .63 (.49), but 5125 .59 (.61)
+    if (fewer || (odd ? others * 5 > own * 6 : others > own)) config = other;
   }
   config.paced = filled(config) > 896;
   // Rows that do not fill the 32 KB want one more in flight, 9216 .94 (.93), 5376 .95 (.92), and so

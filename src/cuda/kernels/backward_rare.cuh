@@ -35,12 +35,17 @@ struct BackwardArgs {
   double eps, weight_offset;
 
   // This block's, or its cluster's, place in the grid.
-  __device__ uint32_t block() const { return cluster > 1 ? cluster_of_grid() : blockIdx.x; }
+  __device__ uint32_t block() const { return cluster_of_grid(cluster); }
   // by_group: the group that the block keeps to.
   __device__ uint32_t fixed_group() const { return by_group ? block() / uint32_t(blocks) : 0; }
   // The first task of this group of threads.
   __device__ uint32_t first_task(uint32_t group) const {
     return (block() - group * uint32_t(blocks)) * blockDim.y + threadIdx.y;
+  }
+  // Where a row starts. by_group: few calls have that, and the others save the multiplication.
+  __device__ char *start(const Matrix &matrix, uint32_t row, uint32_t group) const {
+    char *const start = matrix.data + row * matrix.row_stride;
+    return by_group ? start + group * matrix.group_stride : start;
   }
   // The rows of a group of threads whose first task this is.
   __device__ int rows_from(uint32_t first) const { return rows_each + (first < rows_more ? 1 : 0); }
@@ -168,12 +173,11 @@ template <bool kWhole, int kCount>
 struct BackwardWeight {
   RawElements<kWhole, kCount> raw;
 
-  __device__ void load(const BackwardArgs &a, int64_t group, int column, int left) {
+  __device__ void load(const BackwardArgs &a, uint32_t group, int column, int left) {
     raw = {};
     if (a.weight.data != nullptr && left > 0)
-      raw.load(a.weight.data + group * a.weight.group_stride +
-                   column * int64_t(size_of(a.weight.dtype)),
-               a.weight.dtype, left);
+      raw.load(a.start(a.weight, 0, group) + column * size_of(a.weight.dtype), a.weight.dtype,
+               left);
   }
   __device__ void read(const BackwardArgs &a, float (&w)[kCount]) const {
     raw.read(a.weight.dtype, w);

@@ -1,4 +1,4 @@
-// dweight in a block: second-level sums of each thread in shared memory, fp32, and how a block's
+// dweight in a block: second-level sums of each thread, fp32, in shared memory, and how a block's
 // groups are added to one partial row. Floats of a thread lie in parts of 4, the threads side by
 // side: no bank conflicts.
 #pragma once
@@ -24,6 +24,12 @@ __device__ inline void write_parts(float4 *to, int step, const float (&in)[kCoun
     to[i / 4 * step] = make_float4(in[i], in[i + 1], in[i + 2], in[i + 3]);
 }
 
+// Rows so long that a block has one group of threads keep their second-level sums where the partial
+// row will be: shared memory is for one more stage of the ring, without which the next row does not
+// come while this one is worked on (131072 floats .61, with it .94).
+template <int V>
+constexpr bool kSumsInPartial = V == 4;
+
 // A thread's second-level sums.
 template <int V, int W>
 struct BlockSums {
@@ -33,16 +39,18 @@ struct BlockSums {
 
   __device__ void flush(float (&dweight)[V][W]) {
     if (own == nullptr) return;
+    const int part_step = kSumsInPartial<V> ? 1 : step;
+    const int vector_step = kSumsInPartial<V> ? 32 * W / 4 : W / 4 * step;
 #pragma unroll
     for (int v = 0; v < V; ++v) {
-      float4 *const to = own + v * W / 4 * step;
+      float4 *const to = own + v * vector_step;
       if (!first) {
         float sum[W];
-        read_parts(to, step, sum);
+        read_parts(to, part_step, sum);
 #pragma unroll
         for (int i = 0; i < W; ++i) dweight[v][i] += sum[i];
       }
-      write_parts(to, step, dweight[v]);
+      write_parts(to, part_step, dweight[v]);
     }
     first = false;
   }

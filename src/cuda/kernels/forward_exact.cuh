@@ -165,33 +165,33 @@ __global__ void __launch_bounds__(kExactThreads)
   a.tasks.locate(task, &r, &g);
   if (a.overlap) start_beside_neighbours();
 
-  const char *x = a.x.at(r, g), *residual = a.residual.at(r, g);
-  char *residual_out = a.residual_out.at(r, g);
+  const char *x = a.x().at(r, g), *residual = a.residual().at(r, g);
+  char *residual_out = a.residual_out().at(r, g);
   const auto h_of = [&](int64_t c) {
-    const double value = load_double(x, c, a.x.dtype);
-    if (a.residual.data == nullptr) return value;
-    return add_rounded(value, load_double(residual, c, a.residual.dtype), a.h_dtype);
+    const double value = load_double(x, c, a.x().dtype);
+    if (a.residual().data == nullptr) return value;
+    return add_rounded(value, load_double(residual, c, a.residual().dtype), a.h_dtype);
   };
   // Once h is stored it is read from there: residual_out may lie over x or residual.
   const auto h_again = [&](int64_t c) {
-    return a.residual_out.data != nullptr ? load_double(residual_out, c, a.h_dtype) : h_of(c);
+    return a.residual_out().data != nullptr ? load_double(residual_out, c, a.h_dtype) : h_of(c);
   };
-  if (a.residual_out.data != nullptr)
+  if (a.residual_out().data != nullptr)
     for (int64_t c = threadIdx.x; c < a.cols; c += kExactThreads)
       store_double(residual_out, c, a.h_dtype, h_of(c));
 
   const ExactScale scale = exact_scale<kPairs>(a.cols, a.eps, h_again, scratch);
-  if (a.rstd.data != nullptr && threadIdx.x == 0)
-    store_double(a.rstd.at(r, g), 0, a.rstd.dtype, scalbn(scale.rstd.high, scale.exponent));
+  if (a.rstd().data != nullptr && threadIdx.x == 0)
+    store_double(a.rstd().at(r, g), 0, a.rstd().dtype, scalbn(scale.rstd.high, scale.exponent));
 
-  if (a.y.data == nullptr) return;
-  char *y = a.y.at(r, g);
-  const char *weight = a.weight.data + g * a.weight.group_stride;
+  if (a.y().data == nullptr) return;
+  char *y = a.y().at(r, g);
+  const char *weight = a.weight().data + g * a.weight().group_stride;
   const char *bias = a.bias.data + g * a.bias.group_stride;
   for (int64_t c = threadIdx.x; c < a.cols; c += kExactThreads) {
-    const double w = a.weight.data != nullptr ? load_double(weight, c, a.weight.dtype) : 1;
+    const double w = a.weight().data != nullptr ? load_double(weight, c, a.weight().dtype) : 1;
     const double b = a.bias.data != nullptr ? load_double(bias, c, a.bias.dtype) : 0;
-    store_double(y, c, a.y.dtype,
+    store_double(y, c, a.y().dtype,
                  kPairs ? normalise_pair(a, scale, h_again(c), w, b)
                         : normalise_double(a, scale.rstd.high, h_again(c), w, b));
   }

@@ -41,10 +41,10 @@ __global__ void __launch_bounds__(kLongThreads, kLongBlocks)
   __builtin_assume(threads >= 32);
   const Team team = {0, threads, a.cluster};
   const MailBox<Sum> box = {reinterpret_cast<Sum *>(scratch[0]), &barrier};
-  const int64_t task = a.first_task + cluster_of_grid();
+  const int64_t task = a.first_task + cluster_of_grid(a.cluster);
   const int vectors = a.vectors;  // of this thread, a multiple of kTogether
-  const int first = (block_of_cluster() * threads * vectors + threadIdx.x / 32 * vectors * 32 +
-                     threadIdx.x % 32) *
+  const int first = (block_of_cluster(a.cluster) * threads * vectors +
+                     threadIdx.x / 32 * vectors * 32 + threadIdx.x % 32) *
                     W;
   if (team.cluster > 1) {
     if (threadIdx.x == 0) open_barrier(&barrier, 1);
@@ -57,14 +57,14 @@ __global__ void __launch_bounds__(kLongThreads, kLongBlocks)
 
   uint4 *const own = memory + threadIdx.x / 32 * (vectors * 32 + 1) + threadIdx.x % 32;
   Sum sum = 0;
-  if ((kWhole || Row::kSpans) && a.residual.data == nullptr) {
-    const char *data = row.at(a.x);
+  if ((kWhole || Row::kSpans) && a.residual().data == nullptr) {
+    const char *data = row.at(a.x());
     if constexpr (Row::kSpans) {
       copy_span<T>(own, data, row.left, vectors);
     } else {
       for (int v = 0; v < vectors; ++v)
-        copy_whole_vector<T>(own + v * 32, data + v * row.step() * size_of_element<T>(a.x.dtype),
-                             row.left > v * row.step(), a.x.dtype);
+        copy_whole_vector<T>(own + v * 32, data + v * row.step() * size_of_element<T>(a.x().dtype),
+                             row.left > v * row.step(), a.x().dtype);
     }
     commit_copies();
     wait_for_copies<0>();
@@ -95,9 +95,9 @@ __global__ void __launch_bounds__(kLongThreads, kLongBlocks)
     squares.of[0] = add_warps<kLongWarps, 1>(warp_sum(sum), team, box.slots);
   }
   const RowScale scale = scale_of_row<T>(a, squares.of[0]);
-  if (a.rstd.data != nullptr && first == 0) store_rstd<T>(a, scale, row.r, row.g);
+  if (a.rstd().data != nullptr && first == 0) store_rstd<T>(a, scale, row.r, row.g);
 
-  if (kAsked == Asked::kAll && a.y.data == nullptr && scale.fast) return;
+  if (kAsked == Asked::kAll && a.y().data == nullptr && scale.fast) return;
 
   Vector<T> next[kTogether];
   if (kAsked != Asked::kAll) row.load_weight(a, next);
@@ -117,7 +117,7 @@ __global__ void __launch_bounds__(kLongThreads, kLongBlocks)
     if (__any_sync(0xffffffffu, rare))
       return finish_rare<T, 1, 1, LongTree>(a, task, here.first, vectors - v, team,
                                             threads * vectors * W, squares, scratch[1]);
-    here.template store<kTogether>(a.y, a.y.dtype, h);
+    here.template store<kTogether>(a.y(), a.y().dtype, h);
   }
 }
 

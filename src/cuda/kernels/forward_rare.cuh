@@ -27,7 +27,7 @@ __device__ __noinline__ void finish_rare(const ForwardArgs &a, int64_t task, int
   __syncwarp();  // residual_out may have been stored by another lane
 #pragma unroll 1
   for (int u = 0; u < U; ++u, task += blockDim.y) {
-    const bool active = task < a.tasks.count;
+    const bool active = task < a.task_count;
     int64_t r = 0, g = 0;
     if (active) a.tasks.locate(task, &r, &g);
     const Part part = {
@@ -47,10 +47,10 @@ __device__ __noinline__ void finish_rare(const ForwardArgs &a, int64_t task, int
       };
       const double sum = Tree::rare_sum(team, slots, add_squares);
       if (redo) rstd = 1.0 / sqrt(sum / double(a.cols) + a.eps);
-      if (redo && active && first == 0 && a.rstd.data != nullptr)
-        *reinterpret_cast<float *>(a.rstd.at(r, g)) = float(rstd);
+      if (redo && active && first == 0 && a.rstd().data != nullptr)
+        *reinterpret_cast<float *>(a.rstd().at(r, g)) = float(rstd);
     }
-    if (a.y.data == nullptr) continue;
+    if (a.y().data == nullptr) continue;
     const auto parameter = [&](const Matrix &matrix, int64_t c, double absent) {
       return matrix.data == nullptr
                  ? absent
@@ -62,7 +62,7 @@ __device__ __noinline__ void finish_rare(const ForwardArgs &a, int64_t task, int
 #pragma unroll 1
       for (int i = 0; i < W; ++i) {
         h[i] = i < left ? float(exact_h(a, part, column + i)) : 0;
-        w[i] = i < left ? float(parameter(a.weight, column + i, 1)) : 0;
+        w[i] = i < left ? float(parameter(a.weight(), column + i, 1)) : 0;
         bias[i] = i < left ? float(parameter(a.bias, column + i, 0)) : 0;
       }
       const bool fast = scale.fast && weights_are_small<T>(w, a.offset_high);
@@ -73,7 +73,7 @@ __device__ __noinline__ void finish_rare(const ForwardArgs &a, int64_t task, int
         if (a.llama) exact = round_double_to(exact, a.h_dtype);
         exact *= double(w[i]) + a.weight_offset;
         if (a.bias.data != nullptr) exact += bias[i];
-        store_double(a.y.at(r, g), column + i, a.y.dtype, fast ? double(y[i]) : exact);
+        store_double(a.y().at(r, g), column + i, a.y().dtype, fast ? double(y[i]) : exact);
       }
     }
   }

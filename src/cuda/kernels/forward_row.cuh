@@ -67,15 +67,15 @@ struct ForwardRow {
   // h, packed in h's dtype; residual_out gets it at once.
   template <Asked kAsked, int V>
   __device__ void load_h(const ForwardArgs &a, Vector<T> (&h)[V]) const {
-    load<V>(a.x, h);
-    if (kAsked == Asked::kPlain || a.residual.data == nullptr) return;
+    load<V>(a.x(), h);
+    if (kAsked == Asked::kPlain || a.residual().data == nullptr) return;
     Vector<T> residual[V];
-    load<V>(a.residual, residual);
+    load<V>(a.residual(), residual);
 #pragma unroll
     for (int v = 0; v < V; ++v) {
       float sum[W], added[W];
-      h[v].unpack(a.x.dtype, sum);
-      residual[v].unpack(a.residual.dtype, added);
+      h[v].unpack(a.x().dtype, sum);
+      residual[v].unpack(a.residual().dtype, added);
       // The fp32 sum of two halves of one dtype rounds to that dtype as the exact sum does; of
       // others it may not.
 #pragma unroll
@@ -85,7 +85,7 @@ struct ForwardRow {
                      : sum[i] + added[i];
       h[v].pack(a.h_dtype, sum);
     }
-    if (a.residual_out.data != nullptr) store<V>(a.residual_out, a.h_dtype, h);
+    if (a.residual_out().data != nullptr) store<V>(a.residual_out(), a.h_dtype, h);
   }
 
   // Weight and bias of vector v as floats.
@@ -99,7 +99,7 @@ struct ForwardRow {
 #pragma unroll
     for (int i = 0; i < W; ++i) w[i] = 1, bias[i] = 0;
     if (kWhole && left - v * step() <= 0) return;
-    if (a.weight.data != nullptr) load_row(a.weight, w);
+    if (a.weight().data != nullptr) load_row(a.weight(), w);
     if (a.bias.data != nullptr) load_row(a.bias, bias);
   }
 
@@ -109,7 +109,7 @@ struct ForwardRow {
     ForwardRow shared = *this;
     shared.r = shared.g = 0;
     shared.left = int(a.cols) - first;
-    shared.template load<V>(a.weight, out);
+    shared.template load<V>(a.weight(), out);
   }
 };
 
@@ -137,7 +137,7 @@ __device__ inline RowScale scale_of_row(const ForwardArgs &a, SquareSum<T> sum) 
 template <class T>
 __device__ inline void store_rstd(const ForwardArgs &a, const RowScale &scale, int64_t r,
                                   int64_t g) {
-  *reinterpret_cast<float *>(a.rstd.at(r, g)) = kDoubleFloat<T> ? float(scale.exact) : scale.high;
+  *reinterpret_cast<float *>(a.rstd().at(r, g)) = kDoubleFloat<T> ? float(scale.exact) : scale.high;
 }
 
 // y of a vector. `packed` is its weight unless kAsked is kAll, `w` and `bias` are if it is.
@@ -158,7 +158,7 @@ __device__ inline Vector<T> normalised(const ForwardArgs &a, const RowScale &sca
     normalise<T>(a, scale, own, w, bias, y);
   }
   Vector<T> out;
-  out.pack(a.y.dtype, y);
+  out.pack(a.y().dtype, y);
   return out;
 }
 

@@ -3,8 +3,8 @@
 // an element, 8 with the fused add.
 //
 // Tile: blockDim.x threads share a row, blockDim.y rows a block. A warp holds V * 32 vectors that
-// follow one another. V: 4 where there are many rows; 1 or 2 where a residual needs the registers,
-// and 2 at a few rows, where more warps are sooner done. Few long rows are shared by the blocks of
+// follow one another. V: 4 where there are many rows; 2 where a residual needs the registers, and
+// at a few rows, where more warps are sooner done. Few long rows are shared by the blocks of
 // clusters, which send each other their warps' sums. The tree is the same.
 // Not persistent: the hardware's scheduler hands rows out in address order, which DRAM likes best.
 #pragma once
@@ -18,9 +18,7 @@ namespace {
 // rows of 16384 halves have two blocks of 512 threads a multiprocessor (with 72 only one: .69,
 // .96); unaligned rows too, in spite of some spills (80: 4097 halves .68, 64: .80).
 template <int V>
-constexpr int kForwardRegisters = V == 4   ? 64
-                                  : V == 2 ? 56
-                                           : 40;
+constexpr int kForwardRegisters = V == 4 ? 64 : 56;
 template <int V>
 constexpr int kForwardWarps = V == 4 ? 16 : 32;  // of a row, at most
 template <int V>
@@ -71,14 +69,14 @@ __device__ inline void forward_vectors(const ForwardArgs &a, int64_t task, const
     squares.of[0] = add_warps<kForwardWarps<V>, kForwardPlaces<V>>(squares.of[0], team, slots);
   }
   const RowScale scale = scale_of_row<T>(a, squares.of[0]);
-  if (a.rstd.data != nullptr && first == 0) store_rstd<T>(a, scale, row.r, row.g);
-  if (kAsked == Asked::kAll && a.y.data == nullptr && scale.fast) return;
+  if (a.rstd().data != nullptr && first == 0) store_rstd<T>(a, scale, row.r, row.g);
+  if (kAsked == Asked::kAll && a.y().data == nullptr && scale.fast) return;
   rare = rare || !scale.fast;
   if (!normalise_row<T, kAsked, N>(a, row, scale, weight, h)) rare = true;
   if (__any_sync(0xffffffffu, rare))
     return finish_rare<T, V, 1, RowsTree<V>>(a, task, first, V, team, team.threads * V * kWidth<T>,
                                              squares, memory.slots[1]);
-  row.template store<N>(a.y, a.y.dtype, h);
+  row.template store<N>(a.y(), a.y().dtype, h);
 }
 
 // kCluster: the blocks of a cluster share a row, and a block has no other.
@@ -93,16 +91,16 @@ __global__ void __maxnreg__(kForwardRegisters<V>)
   int64_t task = a.first_task + int64_t(blockIdx.x) * blockDim.y + team.place;
   int first_of_warp = threadIdx.x / 32 * (V * 32 * W);
   if constexpr (kCluster) {
-    task = a.first_task + cluster_of_grid();
-    first_of_warp += block_of_cluster() * threads * V * W;
+    task = a.first_task + cluster_of_grid(a.cluster);
+    first_of_warp += block_of_cluster(a.cluster) * threads * V * W;
     if (threadIdx.x == 0) open_barrier(&memory.barrier, 1);
     __syncwarp();
     announce_block();
   }
   const int first = first_of_warp + threadIdx.x % 32 * W;
-  if (task >= a.tasks.count) return;
+  if (task >= a.task_count) return;
   // Odd widths leave the last warp a few columns.
-  if (V > 1 && !kWhole && int(a.cols) - first_of_warp <= 32 * W)
+  if (!kWhole && int(a.cols) - first_of_warp <= 32 * W)
     forward_vectors<T, V, 1, kWhole, kAsked, kCluster>(a, task, team, first, memory);
   else forward_vectors<T, V, V, kWhole, kAsked, kCluster>(a, task, team, first, memory);
 }

@@ -55,7 +55,7 @@ __global__ void __launch_bounds__(256, (kShortBlocks<T, V>))
 #pragma unroll
   for (int u = 0; u < U; ++u) {
     const int64_t own = task + u * int64_t(blockDim.y);
-    const bool active = own < a.tasks.count;
+    const bool active = own < a.task_count;
     rows[u] = {active ? own : 0, 0, first, active ? int(a.cols) - first : 0, lanes};
     if (kAsked == Asked::kAll && active) a.tasks.locate(own, &rows[u].r, &rows[u].g);
   }
@@ -87,17 +87,17 @@ __global__ void __launch_bounds__(256, (kShortBlocks<T, V>))
   for (int u = 0; u < U; ++u) {
     scale[u] = scale_of_row<T>(a, squares.of[u]);
     rare = rare || !scale[u].fast;
-    if (a.rstd.data != nullptr && first == 0 && rows[u].left > 0)
+    if (a.rstd().data != nullptr && first == 0 && rows[u].left > 0)
       store_rstd<T>(a, scale[u], rows[u].r, rows[u].g);
   }
-  if (kAsked == Asked::kAll && a.y.data == nullptr && !__any_sync(0xffffffffu, rare)) return;
+  if (kAsked == Asked::kAll && a.y().data == nullptr && !__any_sync(0xffffffffu, rare)) return;
 #pragma unroll
   for (int u = 0; u < U; ++u)
     if (!normalise_row<T, kAsked, V>(a, rows[u], scale[u], weight, h[u])) rare = true;
   if (__any_sync(0xffffffffu, rare))
     return finish_rare<T, V, U, ShortTree<V>>(a, task, first, V, team, 0, squares, nullptr);
 #pragma unroll
-  for (int u = 0; u < U; ++u) rows[u].template store<V>(a.y, a.y.dtype, h[u]);
+  for (int u = 0; u < U; ++u) rows[u].template store<V>(a.y(), a.y().dtype, h[u]);
 }
 
 }  // namespace

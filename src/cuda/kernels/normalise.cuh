@@ -8,32 +8,61 @@
 // one runs depends on the row and weight alone.
 #pragma once
 
+#include <cstddef>
+
 #include "cuda/kernels/elements.cuh"
 #include "cuda/kernels/rows.cuh"
 
 namespace rmsnorm::cuda {
 namespace {
 
-// What a kernel needs before its first load comes first, within two cache lines (0x210 on): each
-// line of arguments is waited for when it is first touched, which 1x4096 shows (1.9 us, 1.8).
+// The tensors of ForwardArgs that have rows.
+enum class RowTensor { kX, kY, kRstd, kResidual, kResidualOut };
+constexpr int kRowTensors = 5;
+
+// What plain kernels need comes first, in two lines of 64 bytes (0x210 to 0x280) but for
+// residual_out: each line of arguments is waited for when it is first touched, which a few rows
+// show (1x4096 1.52 us; with two lines more 1.57). So a tensor's Matrix is kept in two parts.
 struct ForwardArgs {
-  Tasks tasks;
-  int64_t first_task;
-  int64_t cols;
-  float eps_float;
-  bool overlap;
-  bool llama;
+  char *weight_data;
+  int64_t first_task, task_count, cols;
+  float eps_float, inverse_cols;
+  bool overlap, llama;
   uint16_t cluster;  // blocks that share a row
-  Matrix x, weight;
-  Matrix y, rstd;  // y absent: rstd alone is wanted (Asked::kAll)
-  Matrix residual;
-  float inverse_cols;
+  int vectors;       // forward_long: of a thread
+  struct {
+    char *data;
+    int64_t stride;
+  } rows[kRowTensors];
+  struct Rest {
+    int64_t group_stride;
+    rmsnorm_dtype_t dtype;
+  } rest[kRowTensors], weight_rest;
   rmsnorm_dtype_t h_dtype;
-  int vectors;  // forward_long: of a thread
-  Matrix residual_out, bias;
+  Tasks tasks;
+  Matrix bias;
   double eps, weight_offset;
   float offset_high, offset_low;  // weight_offset as two floats
+
+  void set(RowTensor tensor, const Matrix &matrix) {
+    rows[int(tensor)] = {matrix.data, matrix.row_stride};
+    rest[int(tensor)] = {matrix.group_stride, matrix.dtype};
+  }
+  template <RowTensor kTensor>
+  __device__ Matrix matrix() const {
+    constexpr int i = int(kTensor);
+    return {rows[i].data, rows[i].stride, rest[i].group_stride, rest[i].dtype};
+  }
+  __device__ Matrix x() const { return matrix<RowTensor::kX>(); }
+  __device__ Matrix y() const { return matrix<RowTensor::kY>(); }  // absent: rstd alone is wanted
+  __device__ Matrix rstd() const { return matrix<RowTensor::kRstd>(); }
+  __device__ Matrix residual() const { return matrix<RowTensor::kResidual>(); }
+  __device__ Matrix residual_out() const { return matrix<RowTensor::kResidualOut>(); }
+  __device__ Matrix weight() const {
+    return {weight_data, 0, weight_rest.group_stride, weight_rest.dtype};
+  }
 };
+static_assert(offsetof(ForwardArgs, rows) == 0x30, "");
 
 struct RowScale {
   double exact;     // rstd
@@ -104,11 +133,12 @@ __device__ inline bool weights_are_small(const Vector<T> (&weight)[V]) {
 
 // h, read again from memory.
 __device__ inline double exact_h(const ForwardArgs &a, const Part &part, int64_t c) {
-  if (a.residual_out.data != nullptr)  // which may lie over x or residual
-    return load_double(a.residual_out.at(part.r, part.g), c, a.h_dtype);
-  const double x = load_double(a.x.at(part.r, part.g), c, a.x.dtype);
-  if (a.residual.data == nullptr) return x;
-  return add_rounded(x, load_double(a.residual.at(part.r, part.g), c, a.residual.dtype), a.h_dtype);
+  if (a.residual_out().data != nullptr)  // which may lie over x or residual
+    return load_double(a.residual_out().at(part.r, part.g), c, a.h_dtype);
+  const double x = load_double(a.x().at(part.r, part.g), c, a.x().dtype);
+  if (a.residual().data == nullptr) return x;
+  return add_rounded(x, load_double(a.residual().at(part.r, part.g), c, a.residual().dtype),
+                     a.h_dtype);
 }
 
 template <int kCount>

@@ -76,20 +76,11 @@ struct Team {
   int place, threads, cluster;
 };
 
-// This block's place in its cluster, and its cluster's in the grid.
-__device__ inline int block_of_cluster() {
-  uint32_t rank = 0;
-#if __CUDA_ARCH__ >= 900
-  asm("mov.u32 %0, %%cluster_ctarank;" : "=r"(rank));
-#endif
-  return int(rank);
-}
-__device__ inline uint32_t cluster_of_grid() {
-  uint32_t cluster = blockIdx.x;
-#if __CUDA_ARCH__ >= 900
-  asm("mov.u32 %0, %%clusterid.x;" : "=r"(cluster));
-#endif
-  return cluster;
+// This block's place in its cluster, and its cluster's in the grid; `cluster`: its blocks, a power
+// of two. The registers that hold these take longer to read.
+__device__ inline int block_of_cluster(int cluster) { return int(blockIdx.x) & (cluster - 1); }
+__device__ inline uint32_t cluster_of_grid(int cluster) {
+  return blockIdx.x >> (31 - __clz(cluster));
 }
 
 // The start of a cluster in two halves, so that loads can be under way in between: no block's
@@ -187,7 +178,7 @@ __device__ inline Scalar add_row_slots(const Scalar *slots, int count) {
 template <int kWarps, int kPlaces, class OfWarp>
 __device__ inline double rare_row_sum(const Team &team, double *slots, OfWarp of_warp) {
   const int warps = team.threads / 32, all = warps * team.cluster;
-  const int own = team.cluster > 1 ? block_of_cluster() : 0;
+  const int own = block_of_cluster(team.cluster);
   slots += team.place * all;
   row_barrier<kPlaces>(team);  // another warp may be reading an earlier sum
   for (int rank = 0; rank < team.cluster; ++rank) {
@@ -200,37 +191,30 @@ __device__ inline double rare_row_sum(const Team &team, double *slots, OfWarp of
 
 // The sum over a warp's V * 32 vectors, vector v of this lane having given part[v]: over the 32
 // vectors side by side, then over these sums in pairs, as add_warps goes on. So the tree is the
-// same whether a thread has 1, 2 or 4 of a row's vectors. Lanes exchange whole vectors while there
-// are several, which saves the most of the shuffles.
+// same whether a thread has 2 or 4 of a row's vectors. Lanes exchange whole vectors while there are
+// several, which saves the most of the shuffles.
 template <int V, class Scalar>
 __device__ inline Scalar warp_sum_of_vectors(const Scalar (&part)[V]) {
-  static_assert(V == 1 || V == 2 || V == 4, "");
+  static_assert(V == 2 || V == 4, "");
   const auto other = [](Scalar value, int offset) {
     return __shfl_xor_sync(0xffffffffu, value, offset);
   };
   Scalar value;
-  if constexpr (V == 1) {
-    value = part[0] + other(part[0], 16);
-    value += other(value, 8);
-  } else {
-    const bool second = threadIdx.x & 16;
-    Scalar half[V / 2];
+  const bool second = threadIdx.x & 16;
+  Scalar half[V / 2];
 #pragma unroll
-    for (int v = 0; v < V / 2; ++v)
-      half[v] =
-          (second ? part[v + V / 2] : part[v]) + other(second ? part[v] : part[v + V / 2], 16);
-    if constexpr (V == 2) {
-      value = half[0] + other(half[0], 8);
-    } else {
-      const bool odd = threadIdx.x & 8;
-      value = (odd ? half[1] : half[0]) + other(odd ? half[0] : half[1], 8);
-    }
+  for (int v = 0; v < V / 2; ++v)
+    half[v] = (second ? part[v + V / 2] : part[v]) + other(second ? part[v] : part[v + V / 2], 16);
+  if constexpr (V == 2) {
+    value = half[0] + other(half[0], 8);
+  } else {
+    const bool odd = threadIdx.x & 8;
+    value = (odd ? half[1] : half[0]) + other(odd ? half[0] : half[1], 8);
   }
 #pragma unroll
   for (int offset = 4; offset > 0; offset /= 2) value += other(value, offset);
   if constexpr (V == 4) value += other(value, 8);
-  if constexpr (V >= 2) value += other(value, 16);
-  return value;
+  return value + other(value, 16);
 }
 
 // Barriers in shared memory that count arrivals and bytes (sm_90 on). open_barrier: by one thread,
@@ -290,7 +274,8 @@ struct MailBox {
 #if __CUDA_ARCH__ >= 900
     const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
     if (lane < team.cluster) {
-      const uint32_t to = address_in_block(slots + block_of_cluster() * warps + warp, lane);
+      const uint32_t to =
+          address_in_block(slots + block_of_cluster(team.cluster) * warps + warp, lane);
       const uint32_t there = address_in_block(barrier, lane);
       if constexpr (sizeof(Scalar) == 4)
         asm volatile(
