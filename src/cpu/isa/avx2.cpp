@@ -137,18 +137,14 @@ inline FVec round_halves(const FVec &value) { return {_mm256_cvtph_ps(to_halves(
 struct GradientFloats {
   static constexpr bool kPresent = true;
 
-  // 16 columns in order.
+  // 8 columns.
   template <rmsnorm_dtype_t kDtype>
-  static Two<FVec> load_lanes(const char *data) {
-    const __m128i *from = reinterpret_cast<const __m128i *>(data);
-    const __m128i low = _mm_loadu_si128(from), high = _mm_loadu_si128(from + 1);
-    if constexpr (kDtype == RMSNORM_DTYPE_BF16)
-      return {{bfloat_to_float(low)}, {bfloat_to_float(high)}};
-    else return {{_mm256_cvtph_ps(low)}, {_mm256_cvtph_ps(high)}};
+  static FVec load_lanes(const char *data) {
+    const __m128i halves = _mm_loadu_si128(reinterpret_cast<const __m128i *>(data));
+    if constexpr (kDtype == RMSNORM_DTYPE_BF16) return {bfloat_to_float(halves)};
+    else return {_mm256_cvtph_ps(halves)};
   }
-  static Block widen(const Two<FVec> &floats) {
-    return {avx2::widen(floats.low.native), avx2::widen(floats.high.native)};
-  }
+  static Two<Vec> widen(const FVec &floats) { return avx2::widen(floats.native); }
   static FVec subtract_from_product(const FVec &a, const FVec &b, const FVec &c) {
     return {_mm256_fmsub_ps(a.native, b.native, c.native)};
   }

@@ -152,7 +152,7 @@ struct FusedFloats {
 struct GradientFloats {
   static constexpr bool kPresent = true;
 
-  // 16 columns in order.
+  // 16 columns.
   template <rmsnorm_dtype_t kDtype>
   static FVec load_lanes(const char *data) {
     const __m256i halves = _mm256_loadu_si256(reinterpret_cast<const __m256i *>(data));
@@ -160,7 +160,7 @@ struct GradientFloats {
     const __m512i wide = _mm512_maskz_cvtepu16_epi32(0xffff, halves);
     return {_mm512_castsi512_ps(_mm512_maskz_slli_epi32(0xffff, wide, 16))};
   }
-  static Block widen(const FVec &floats) {
+  static Two<Vec> widen(const FVec &floats) {
     return {avx512::widen(_mm512_castps512_ps256(floats.native)),
             avx512::widen(_mm512_maskz_extractf32x8_ps(0xff, floats.native, 1))};
   }

@@ -64,61 +64,109 @@ struct HalfGradients {
     return Ops::have_left_range(stored);
   }
 
-  // dy * x of 16 columns, or in fp64 `count`.
-  template <bool kWide>
-  [[gnu::always_inline]] static Block make_term(const BackwardRow &row, int64_t col,
-                                                int64_t count) {
-    if constexpr (kWide) return load<kDtype>(row.dy, col, count) * load<kDtype>(row.x, col, count);
-    else
-      return Ops::widen(Ops::template load_lanes<kDtype>(address<kDtype>(row.dy, col)) *
-                        Ops::template load_lanes<kDtype>(address<kDtype>(row.x, col)));
+  // What the columns of one vector of floats, which are two of doubles, have to do with: vectors go
+  // one after another, so that all sums stay in registers.
+  using Lanes = Two<Vec>;
+  struct Place {
+    const char *weight;
+    const char *dy, *x, *other_dy, *other_x;
+    const double *from;
+    double *to;
+
+    Place next(int64_t cols) const {
+      const int64_t bytes = cols * 2;
+      return {weight + bytes, dy + bytes, x + bytes, other_dy + bytes, other_x + bytes, from + cols,
+              to + cols};
+    }
+  };
+
+  [[gnu::always_inline]] static Lanes make_term(const char *dy, const char *x) {
+    return Ops::widen(Ops::template load_lanes<kDtype>(dy) * Ops::template load_lanes<kDtype>(x));
   }
 
-  // Adds the terms of columns [begin, end) to the rows' sums, and to dweight's: those at `from`
-  // belong to the columns from `begin` on and go to `to`.
-  template <bool kGiven, bool kWide>
+  template <bool kGiven, class Sums>
+  [[gnu::always_inline]] static void add_term(const Sums &term, const Sums &weight,
+                                              const Sums &scale, Sums *products, Sums *dweight) {
+    *products = add_product(*products, weight, term);
+    *dweight = kGiven ? add_product(*dweight, term, scale) : *dweight + term * scale;
+  }
+
+  template <bool kGiven>
+  [[gnu::always_inline]] static void add_lanes(const Place &place, const Lanes &scale,
+                                               const Lanes &other_scale, Lanes *products,
+                                               Lanes *other_products) {
+    const Lanes weight = Ops::widen(Ops::template load_lanes<kDtype>(place.weight));
+    Lanes dweight;
+    load_doubles(place.from, &dweight);
+    add_term<kGiven>(make_term(place.dy, place.x), weight, scale, products, &dweight);
+    if constexpr (kPair)
+      add_term<kGiven>(make_term(place.other_dy, place.other_x), weight, other_scale,
+                       other_products, &dweight);
+    store_doubles(dweight, place.to);
+  }
+  template <bool kGiven, class Half>
+  [[gnu::always_inline]] static void add_lanes(const Place &place, const Two<Half> &scale,
+                                               const Two<Half> &other_scale, Two<Half> *products,
+                                               Two<Half> *other_products) {
+    add_lanes<kGiven>(place, scale.low, other_scale.low, &products->low, &other_products->low);
+    add_lanes<kGiven>(place.next(sizeof(Half) / sizeof(double)), scale.high, other_scale.high,
+                      &products->high, &other_products->high);
+  }
+
+  // Adds the terms of columns [begin, end), 16 or a multiple, to the rows' sums, and to dweight's:
+  // those at `from` belong to the columns from `begin` on and go to `to`.
+  template <bool kGiven>
   [[gnu::always_inline]] static void add_terms(int64_t begin, int64_t end, GradientRow *first,
                                                GradientRow *second, const double *from,
                                                double *to) {
-    const BackwardRow row = first->row, other = second->row;
+    const BackwardRow &row = first->row, &other = second->row;
     const Block scale = broadcast(first->rstd), other_scale = broadcast(second->rstd);
     Block products = first->products, other_products = second->products;
-    each_block(
-        begin, end, [&](int64_t col, int64_t count) __attribute__((always_inline)) {
-          const Block weight = load<kDtype>(row.weight, col, count);
-          Block sum = load_doubles(from + (col - begin));
-          const auto add = [&](const Block &term, const Block &by, Block *to_products)
-              __attribute__((always_inline)) {
-            *to_products = add_product(*to_products, weight, term);
-            sum = kGiven ? add_product(sum, term, by) : sum + term * by;
-          };
-          add(make_term<kWide>(row, col, count), scale, &products);
-          if constexpr (kPair) add(make_term<kWide>(other, col, count), other_scale,
-                                   &other_products);
-          store_doubles(sum, to + (col - begin));
-        });
+    Place place = {address<kDtype>(row.weight, begin), address<kDtype>(row.dy, begin),
+                   address<kDtype>(row.x, begin),      address<kDtype>(other.dy, begin),
+                   address<kDtype>(other.x, begin),    from,
+                   to};
+    for (int64_t col = begin; col < end; col += kLanes) {
+      add_lanes<kGiven>(place, scale, other_scale, &products, &other_products);
+      place = place.next(kLanes);
+    }
     first->products = products;
     if constexpr (kPair) second->products = other_products;
   }
 
+  // The same in fp64, for any numbers and any end.
   template <bool kGiven>
   [[gnu::noinline]] static void add_terms_wide(int64_t begin, int64_t end, GradientRow *first,
                                                GradientRow *second, double *dweight) {
-    add_terms<kGiven, true>(begin, end, first, second, dweight, dweight);
+    each_block(
+        begin, end, [&](int64_t col, int64_t count) __attribute__((always_inline)) {
+          double *const sums = dweight + (col - begin);
+          const Block weight = load<kDtype>(first->row.weight, col, count);
+          Block dweight_sum = load_doubles(sums);
+          const auto add = [&](GradientRow *row) __attribute__((always_inline)) {
+            const Block term =
+                load<kDtype>(row->row.dy, col, count) * load<kDtype>(row->row.x, col, count);
+            add_term<kGiven>(term, weight, broadcast(row->rstd), &row->products, &dweight_sum);
+          };
+          add(first);
+          if constexpr (kPair) add(second);
+          store_doubles(dweight_sum, sums);
+        });
   }
 
-  // The same of a tile, of any numbers.
+  // The same of a tile: in fp64 only where that is needed.
   template <bool kGiven>
   [[gnu::always_inline]] static void add_tile(int64_t begin, int64_t end, GradientRow *first,
                                               GradientRow *second, double *dweight) {
     if constexpr (!kChecks) {
-      add_terms<kGiven, false>(begin, end, first, second, dweight, dweight);
+      add_terms<kGiven>(begin, end, first, second, dweight, dweight);
     } else {
       alignas(64) double tile[kTermTile];
       const Block products = first->products, other_products = second->products;
-      add_terms<kGiven, false>(begin, end, first, second, dweight, tile);
+      add_terms<kGiven>(begin, end, first, second, dweight, tile);
       if (!have_left_range(tile)) {
-        __builtin_memcpy(dweight, tile, static_cast<size_t>(end - begin) * sizeof *tile);
+        for (int64_t i = 0; i < end - begin; i += kLanes)
+          store_doubles(load_doubles(tile + i), dweight + i);
       } else {
         first->products = products, second->products = other_products;
         add_terms_wide<kGiven>(begin, end, first, second, dweight);
