@@ -160,9 +160,14 @@ struct GradientFloats {
     const __m512i wide = _mm512_maskz_cvtepu16_epi32(0xffff, halves);
     return {_mm512_castsi512_ps(_mm512_maskz_slli_epi32(0xffff, wide, 16))};
   }
-  static Two<Vec> widen(const FVec &floats) {
-    return {avx512::widen(_mm512_castps512_ps256(floats.native)),
-            avx512::widen(_mm512_maskz_extractf32x8_ps(0xff, floats.native, 1))};
+  template <rmsnorm_dtype_t>
+  static FVec sort(const FVec &lanes) {
+    return lanes;
+  }
+  template <rmsnorm_dtype_t, int>
+  static Two<Vec> widen(const FVec &lanes) {
+    return {avx512::widen(_mm512_castps512_ps256(lanes.native)),
+            avx512::widen(_mm512_maskz_extractf32x8_ps(0xff, lanes.native, 1))};
   }
   static FVec subtract_from_product(const FVec &a, const FVec &b, const FVec &c) {
     return {_mm512_fmsub_ps(a.native, b.native, c.native)};

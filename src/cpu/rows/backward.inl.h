@@ -78,7 +78,9 @@ void backward_rows(const BackwardProblem &problem, const GradientSums &sums, int
   const auto add_square = [](const Block &sum, const Block &x) __attribute__((always_inline)) {
     return kDtype == RMSNORM_DTYPE_F64 ? sum + x * x : add_product(sum, x, x);
   };
-  const Block offset = broadcast(problem.weight_offset), no_weight = broadcast(1);
+  // -0 for 0: it leaves a weight of -0 as it is, as where there is no offset.
+  const Block offset = broadcast(problem.weight_offset == 0 ? -0.0 : problem.weight_offset);
+  const Block no_weight = broadcast(1);
   const auto load_weight = [&](int64_t col, int64_t count) __attribute__((always_inline)) {
     if constexpr (kPlain) return load<kDtype>(first.weight, col, count);
     return (first.weight.present() ? load<kDtype>(first.weight, col, count) : no_weight) + offset;

@@ -64,53 +64,47 @@ struct HalfGradients {
     return Ops::have_left_range(stored);
   }
 
-  // What the columns of one vector of floats, which are two of doubles, have to do with: vectors go
-  // one after another, so that all sums stay in registers.
-  using Lanes = Two<Vec>;
-  struct Place {
-    const char *weight;
-    const char *dy, *x, *other_dy, *other_x;
+  // 16 columns of both rows, in floats, and where dweight's sums come from and go.
+  using Floats16 = decltype(Ops::template load_lanes<kDtype>(nullptr));
+  struct Terms {
+    Floats16 weight, term, other_term;
     const double *from;
     double *to;
-
-    Place next(int64_t cols) const {
-      const int64_t bytes = cols * 2;
-      return {weight + bytes, dy + bytes, x + bytes, other_dy + bytes, other_x + bytes, from + cols,
-              to + cols};
-    }
   };
 
-  [[gnu::always_inline]] static Lanes make_term(const char *dy, const char *x) {
-    return Ops::widen(Ops::template load_lanes<kDtype>(dy) * Ops::template load_lanes<kDtype>(x));
-  }
-
-  template <bool kGiven, class Sums>
-  [[gnu::always_inline]] static void add_term(const Sums &term, const Sums &weight,
-                                              const Sums &scale, Sums *products, Sums *dweight) {
+  template <bool kGiven, class Doubles>
+  [[gnu::always_inline]] static void add_term(const Doubles &term, const Doubles &weight,
+                                              const Doubles &scale, Doubles *products,
+                                              Doubles *dweight) {
     *products = add_product(*products, weight, term);
     *dweight = kGiven ? add_product(*dweight, term, scale) : *dweight + term * scale;
   }
 
-  template <bool kGiven>
-  [[gnu::always_inline]] static void add_lanes(const Place &place, const Lanes &scale,
-                                               const Lanes &other_scale, Lanes *products,
-                                               Lanes *other_products) {
-    const Lanes weight = Ops::widen(Ops::template load_lanes<kDtype>(place.weight));
-    Lanes dweight;
-    load_doubles(place.from, &dweight);
-    add_term<kGiven>(make_term(place.dy, place.x), weight, scale, products, &dweight);
+  // Two vectors of doubles, the first two or those after kPart others: one pair after another, so
+  // that all sums stay in registers.
+  template <bool kGiven, int kPart>
+  [[gnu::always_inline]] static void add_part(const Terms &terms, const Two<Vec> &scale,
+                                              const Two<Vec> &other_scale, Two<Vec> *products,
+                                              Two<Vec> *other_products) {
+    constexpr int64_t kCol = kPart * static_cast<int64_t>(sizeof(Two<Vec>) / sizeof(double));
+    const auto wide = [](const Floats16 &floats) __attribute__((always_inline)) {
+      return Ops::template widen<kDtype, kPart>(floats);
+    };
+    const Two<Vec> weight = wide(terms.weight);
+    Two<Vec> dweight;
+    load_doubles(terms.from + kCol, &dweight);
+    add_term<kGiven>(wide(terms.term), weight, scale, products, &dweight);
     if constexpr (kPair)
-      add_term<kGiven>(make_term(place.other_dy, place.other_x), weight, other_scale,
-                       other_products, &dweight);
-    store_doubles(dweight, place.to);
+      add_term<kGiven>(wide(terms.other_term), weight, other_scale, other_products, &dweight);
+    store_doubles(dweight, terms.to + kCol);
   }
-  template <bool kGiven, class Half>
-  [[gnu::always_inline]] static void add_lanes(const Place &place, const Two<Half> &scale,
-                                               const Two<Half> &other_scale, Two<Half> *products,
-                                               Two<Half> *other_products) {
-    add_lanes<kGiven>(place, scale.low, other_scale.low, &products->low, &other_products->low);
-    add_lanes<kGiven>(place.next(sizeof(Half) / sizeof(double)), scale.high, other_scale.high,
-                      &products->high, &other_products->high);
+  template <bool kGiven, int kPart, class Half>
+  [[gnu::always_inline]] static void add_part(const Terms &terms, const Two<Half> &scale,
+                                              const Two<Half> &other_scale, Two<Half> *products,
+                                              Two<Half> *other_products) {
+    add_part<kGiven, 0>(terms, scale.low, other_scale.low, &products->low, &other_products->low);
+    add_part<kGiven, 1>(terms, scale.high, other_scale.high, &products->high,
+                        &other_products->high);
   }
 
   // Adds the terms of columns [begin, end), 16 or a multiple, to the rows' sums, and to dweight's:
@@ -119,16 +113,20 @@ struct HalfGradients {
   [[gnu::always_inline]] static void add_terms(int64_t begin, int64_t end, GradientRow *first,
                                                GradientRow *second, const double *from,
                                                double *to) {
-    const BackwardRow &row = first->row, &other = second->row;
+    const BackwardRow row = first->row, other = second->row;
     const Block scale = broadcast(first->rstd), other_scale = broadcast(second->rstd);
     Block products = first->products, other_products = second->products;
-    Place place = {address<kDtype>(row.weight, begin), address<kDtype>(row.dy, begin),
-                   address<kDtype>(row.x, begin),      address<kDtype>(other.dy, begin),
-                   address<kDtype>(other.x, begin),    from,
-                   to};
+    const auto floats = [](const Elements &elements, int64_t col) __attribute__((always_inline)) {
+      return Ops::template load_lanes<kDtype>(address<kDtype>(elements, col));
+    };
     for (int64_t col = begin; col < end; col += kLanes) {
-      add_lanes<kGiven>(place, scale, other_scale, &products, &other_products);
-      place = place.next(kLanes);
+      Terms terms;
+      terms.from = from + (col - begin), terms.to = to + (col - begin);
+      terms.weight = Ops::template sort<kDtype>(floats(row.weight, col));
+      terms.term = Ops::template sort<kDtype>(floats(row.dy, col) * floats(row.x, col));
+      if constexpr (kPair)
+        terms.other_term = Ops::template sort<kDtype>(floats(other.dy, col) * floats(other.x, col));
+      add_part<kGiven, 0>(terms, scale, other_scale, &products, &other_products);
     }
     first->products = products;
     if constexpr (kPair) second->products = other_products;
