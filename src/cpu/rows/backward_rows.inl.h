@@ -34,20 +34,29 @@ void backward_rows(const BackwardProblem &problem, const GradientSums &sums, int
   if (kStreams) stream_fence();
 }
 
-template <rmsnorm_dtype_t kDtype, bool kStreams>
-void backward_rows(const BackwardProblem &problem, const GradientSums &sums, int64_t begin,
-                   int64_t end) {
-  if constexpr (kDtype != kAny)
-    if (is_plain(problem)) return backward_rows<kDtype, kStreams, true>(problem, sums, begin, end);
-  backward_rows<kDtype, kStreams, false>(problem, sums, begin, end);
-}
-
 template <rmsnorm_dtype_t kDtype>
 void backward_rows_of(const BackwardProblem &problem, const GradientSums &sums, bool streams,
                       int64_t begin, int64_t end) {
   const auto fits = [](const View &view) { return !view.present() || streams_to(view); };
-  if constexpr (kDtype != kAny)
-    if (streams && fits(problem.dx) && fits(problem.dresidual))
-      return backward_rows<kDtype, true>(problem, sums, begin, end);
-  backward_rows<kDtype, false>(problem, sums, begin, end);
+  streams = streams && fits(problem.dx) && fits(problem.dresidual);
+  const auto run = [&](auto streams_too, auto plain) {
+    backward_rows<kDtype, streams_too.value, plain.value>(problem, sums, begin, end);
+  };
+  using Yes = Constant<true>;
+  using No = Constant<false>;
+  if constexpr (kDtype == kAny) {
+    run(No(), No());
+  } else if constexpr (is_half(kDtype)) {
+    // The loops in fp64 write half a cache line at a time, of one row and another: not past it.
+    using Whole = Constant<GradientFloats::kPresent>;
+    if (!is_plain(problem)) run(No(), No());
+    else if (streams) run(Whole(), Yes());
+    else run(No(), Yes());
+  } else if (is_plain(problem)) {
+    if (streams) run(Yes(), Yes());
+    else run(No(), Yes());
+  } else {
+    if (streams) run(Yes(), No());
+    else run(No(), No());
+  }
 }
