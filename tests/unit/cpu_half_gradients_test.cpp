@@ -140,11 +140,12 @@ TEST(HalfGradients, Cancellation) {
       }
 }
 
-// Rows of zeros of either sign, and single numbers that leave fp32's range in rows of ordinary ones.
+// Rows of zeros of either sign, and single numbers that leave fp32's range in rows of ordinary
+// ones.
 TEST(HalfGradients, OddNumbersAmongOrdinaryOnes) {
   for (const rmsnorm_dtype_t dtype : kHalves)
-    for (const double odd : {0.0, -0.0, 0x1p-133, -0x1p-70, 0x1p-24, 65504.0, 0x1.fep127, kInf,
-                             std::nan("")})
+    for (const double odd :
+         {0.0, -0.0, 0x1p-133, -0x1p-70, 0x1p-24, 65504.0, 0x1.fep127, kInf, std::nan("")})
       for (const char *where : {"dy", "x", "weight"})
         for (const double other : {0x1p-60, 1.0, 0x1p60}) {
           const Case c = plain_case(dtype, 5, 1061);
@@ -178,8 +179,7 @@ TEST(HalfGradients, InPlace) {
             problem.dx = view_of(&own, input);
             const State state = {table, nullptr, nullptr};
             std::vector<char> workspace(cpu::backward_workspace_size(&state, problem));
-            ASSERT_EQ(cpu::backward(&state, problem, {workspace.data(), nullptr}),
-                      RMSNORM_SUCCESS);
+            ASSERT_EQ(cpu::backward(&state, problem, {workspace.data(), nullptr}), RMSNORM_SUCCESS);
             EXPECT_EQ(own.at(input).bits(), expected.at("dx")) << table->isa << " " << c;
             EXPECT_EQ(own.at("dweight").bits(), expected.at("dweight")) << table->isa << " " << c;
           }

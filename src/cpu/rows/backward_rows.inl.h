@@ -1,5 +1,5 @@
-// Backward: rows [begin, end) of all dtypes but fp64, in pairs where no vector is per group. Included
-// inside the isa file's namespace.
+// Backward: rows [begin, end) of all dtypes but fp64, in pairs where no vector is per group.
+// Included inside the isa file's namespace.
 
 template <rmsnorm_dtype_t kDtype, bool kPair, bool kStreams, bool kPlain>
 void write_rows(const BackwardProblem &problem, const GradientSums &sums, int64_t group,

@@ -1,24 +1,27 @@
 // Plain rows (dx and dweight, with a weight alone) that are fp16 or bf16 throughout, on instruction
-// sets that convert halves: what is exact in fp32 is computed there, twice as many columns a vector,
-// and widened once instead of three times. The bits are those of fp64, backward.inl.h's. Included
-// inside the isa file's namespace.
+// sets that convert halves: what is exact in fp32 is computed there, twice as many columns a
+// vector, and widened once instead of three times. The bits are those of fp64, backward.inl.h's.
+// Included inside the isa file's namespace.
 //
 // Sums. dy * x has 16 or 22 bits: exact in fp32, but for bf16's that leave the normal range, where
 // the processor raises a flag. In fp64 it goes into both sums: times the weight into the row's, 33
-// bits at most, and times rstd into dweight's. That is exact too if rstd is the fp32 number that was
-// handed in, so that fused or not makes no difference. What a flag has been raised for is not taken:
-// a tile of the sums is written beside them first, and computed again in fp64.
+// bits at most, and times rstd into dweight's. That is exact too if rstd is the fp32 number that
+// was handed in, so that fused or not makes no difference. What a flag has been raised for is not
+// taken: a tile of dweight's sums is written beside them first, and if need be computed again in
+// fp64.
 //
-// dx = rstd * w * dy - x * b, where b = rstd^2 * mean(w * dy * xhat), in fp32 with u = 2^-24. w * dy
-// is exact. a = rstd (1 + u') and b are rounded, s = x * b too, and d = a * w * dy - s once, so that
-//   |d - dx| <= u |d| + u |a w dy| + 2.01 u |s| <= 2.01 u |d| + 3.02 u |s|
-// and without the second term if rstd is an fp32 number: u |d| + 2.01 u |s|. fp64's own error is
-// less than 2^-50 of all these. Where the numbers that lie e = c (|d| + |s|) + tiny below and above d
-// round to one half, so does dx by way of fp64: rounding keeps order. Their own rounding takes
-// another u (|d| + e) of c, and that of e 3 u e: c = 3.2 u is enough, and 4.2 u where rstd had to be
-// rounded. Otherwise these columns are computed in fp64, before any of them is stored.
+// dx = rstd * w * dy - x * b, where b = rstd^2 * mean(w * dy * xhat), in fp32 with u = 2^-24. w *
+// dy is exact. rstd, as a = rstd (1 + r) with |r| <= u, and b are rounded; so is s = x * b; and so
+// is d = a * w * dy - s, once. Then
+//   |d - dx| <= u |d| + u |a * w * dy| + 2.01 u |s| <= 2.01 u |d| + 3.02 u |s|,
+// or, where rstd was an fp32 number, r = 0, only u |d| + 2.01 u |s|; fp64's own error is less than
+// 2^-50 of all these. So dx lies between d - e and d + e, where e = c (|d| + |s|) + tiny and c
+// makes up for the rounding of these two, u |d|, and of e: 2.2 u if r = 0, else 3.2 u. Where both
+// round to one half, so does dx, by way of fp32 too: rounding keeps order. Elsewhere, one in 2^12
+// of bf16 and one in 2^11 of fp16, the 32 columns are computed in fp64, before any of them is
+// stored.
 //   What underflows is off by 2^-150, w * dy by a times as much: tiny, 2^-120 * max(a, 1), is more.
-// What overflows makes e infinite, and one of both numbers a NaN.
+// What overflows makes e infinite, and one of d - e and d + e a NaN.
 constexpr double kLeastScale = 0x1p-60, kLargestScale = 0x1p60;  // of a and b
 constexpr double kTiny = 0x1p-120;
 constexpr int64_t kTermTile = 512;  // columns whose flags are looked at together
@@ -59,10 +62,6 @@ struct HalfGradients {
   // ---- Sums -------------------------------------------------------------------------------------
 
   static constexpr bool kChecks = kDtype == RMSNORM_DTYPE_BF16;
-
-  static bool have_left_range(const void *stored) {
-    return Ops::have_left_range(stored);
-  }
 
   // 16 columns of both rows, in floats, and where dweight's sums come from and go.
   using Floats16 = decltype(Ops::template load_lanes<kDtype>(nullptr));
@@ -141,7 +140,7 @@ struct HalfGradients {
           double *const sums = dweight + (col - begin);
           const Block weight = load<kDtype>(first->row.weight, col, count);
           Block dweight_sum = load_doubles(sums);
-          const auto add = [&](GradientRow *row) __attribute__((always_inline)) {
+          const auto add = [&](GradientRow * row) __attribute__((always_inline)) {
             const Block term =
                 load<kDtype>(row->row.dy, col, count) * load<kDtype>(row->row.x, col, count);
             add_term<kGiven>(term, weight, broadcast(row->rstd), &row->products, &dweight_sum);
@@ -162,7 +161,7 @@ struct HalfGradients {
       alignas(64) double tile[kTermTile];
       const Block products = first->products, other_products = second->products;
       add_terms<kGiven>(begin, end, first, second, dweight, tile);
-      if (!have_left_range(tile)) {
+      if (!Ops::have_left_range(tile)) {
         for (int64_t i = 0; i < end - begin; i += kLanes)
           store_doubles(load_doubles(tile + i), dweight + i);
       } else {
@@ -175,7 +174,7 @@ struct HalfGradients {
   template <bool kGiven>
   static void add_all_terms(int64_t cols, GradientRow *first, GradientRow *second,
                             double *dweight) {
-    if constexpr (kChecks) have_left_range(nullptr);
+    if constexpr (kChecks) Ops::have_left_range(nullptr);
     Block total = broadcast(0), other_total = total;
     each_run(cols, [&](int64_t begin, int64_t end) {
       first->products = second->products = broadcast(0);
@@ -203,7 +202,7 @@ struct HalfGradients {
       taken = rstd >= kLeastScale && rstd <= kLargestScale &&
               ((size >= kLeastScale && size <= kLargestScale) || by == 0);
       scale = broadcast_floats(rstd), mean = broadcast_floats(by);
-      share = broadcast_floats((row.given ? 3.2 : 4.2) * 0x1p-24);
+      share = broadcast_floats((row.given ? 2.2 : 3.2) * 0x1p-24);
       least = broadcast_floats(kTiny * (rstd > 1 ? rstd : 1));
     }
   };
@@ -240,8 +239,7 @@ struct HalfGradients {
     const Block scale = broadcast(rstd), by = broadcast(mean);
     each_block(
         begin, end, [&](int64_t col, int64_t count) __attribute__((always_inline)) {
-          const Block wdy =
-              load<kDtype>(row.weight, col, count) * load<kDtype>(row.dy, col, count);
+          const Block wdy = load<kDtype>(row.weight, col, count) * load<kDtype>(row.dy, col, count);
           const Block xhat = load<kDtype>(row.x, col, count) * scale;
           store<kDtype, kStreams>(scale * (wdy - xhat * by), row.dx, col, count);
         });
@@ -266,8 +264,7 @@ struct HalfGradients {
     }
     if (whole == cols) return;
     write_wide(row, scales.rstd, scales.wide_mean, whole, cols);
-    if constexpr (kPair)
-      write_wide(other, other_scales.rstd, other_scales.wide_mean, whole, cols);
+    if constexpr (kPair) write_wide(other, other_scales.rstd, other_scales.wide_mean, whole, cols);
   }
 
   // -----------------------------------------------------------------------------------------------
