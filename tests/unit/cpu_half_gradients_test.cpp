@@ -35,7 +35,8 @@ TEST(HalfGradients, EveryWidth) {
     for (const bool gives_rstd : {true, false})
       for (const int64_t cols : {1, 15, 16, 31, 32, 33, 47, 48, 512, 528, 545, 1061, 4096, 33000})
         for (const int64_t rows : {1, 2, 5}) {
-          const Case c = plain_case(dtype, rows, cols, gives_rstd);
+          Case c = plain_case(dtype, rows, cols, gives_rstd);
+          if (cols % 2 == 0 && rows > 1) c.tensors["dresidual_out"] = {dtype};
           ASSERT_NO_FATAL_FAILURE(expect_same(c, make_arrays(c, {})));
           ASSERT_NO_FATAL_FAILURE(expect_same(c, make_arrays(c, {3, 5, 0})));
           if (cols > 10000) continue;
@@ -59,6 +60,8 @@ TEST(HalfGradients, EveryKindOfValues) {
             c.tensors["x"].values = x, c.tensors["dy"].values = dy;
             c.tensors["weight"].values = weight;
             if (engine() % 2 == 0) c.tensors["dweight"].dtype = dtype;
+            if (engine() % 2 == 0)
+              c.tensors["dresidual_out"] = {dtype, kinds[engine() % std::size(kinds)]};
             if (engine() % 4 == 0) c.groups = 2, c.per_group = engine() % 2 == 0;
             const Arrays arrays = make_arrays(c, {});
             ASSERT_NO_FATAL_FAILURE(expect_same(c, arrays));
@@ -140,6 +143,24 @@ TEST(HalfGradients, Cancellation) {
       }
 }
 
+// dresidual_out is -dx as rounded, and what is left its error.
+TEST(HalfGradients, NothingLeft) {
+  for (const rmsnorm_dtype_t dtype : kHalves)
+    for (const bool gives_rstd : {true, false}) {
+      Case c = plain_case(dtype, 4, 1061, gives_rstd);
+      Arrays arrays = make_arrays(c, {});
+      Arrays done = arrays;
+      run(c, kGeneric, &done);
+      c.tensors["dresidual_out"] = {dtype};
+      Array &other = arrays["dresidual_out"] = arrays["dx"];
+      for (int64_t row = 0; row < 4; ++row)
+        for (int64_t col = 0; col < 1061; ++col)
+          reference::store(-done["dx"].get(row, 0, col), other.at(row, 0, col), dtype);
+      ASSERT_NO_FATAL_FAILURE(expect_same(c, arrays));
+      ASSERT_NO_FATAL_FAILURE(check(c, {&cpu::choose_rows(nullptr), nullptr, nullptr}, arrays));
+    }
+}
+
 // Rows of zeros of either sign, and single numbers that leave fp32's range in rows of ordinary
 // ones.
 TEST(HalfGradients, OddNumbersAmongOrdinaryOnes) {
@@ -167,10 +188,11 @@ TEST(HalfGradients, OddNumbersAmongOrdinaryOnes) {
 TEST(HalfGradients, InPlace) {
   for (const rmsnorm_dtype_t dtype : kHalves)
     for (const Values values : {Values::kNormal, Values::kMixed, Values::kAnyExponent})
-      for (const char *input : {"dy", "x"})
+      for (const char *input : {"dy", "x", "dresidual_out"})
         for (const int64_t cols : {33, 1061, 2048}) {
           Case c = plain_case(dtype, 20, cols);
           c.tensors["x"].values = c.tensors["dy"].values = values;
+          if (input[1] == 'r') c.tensors[input] = {dtype, values};
           const Arrays arrays = make_arrays(c, {});
           const Bits expected = bits_with(c, kGeneric, arrays);
           for (const RowTable *table : tables_here()) {

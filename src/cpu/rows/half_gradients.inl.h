@@ -1,7 +1,7 @@
-// Plain rows (dx and dweight, with a weight alone) that are fp16 or bf16 throughout, on instruction
-// sets that convert halves: what is exact in fp32 is computed there, twice as many columns a
-// vector, and widened once instead of three times. The bits are those of fp64, backward.inl.h's.
-// Included inside the isa file's namespace.
+// Plain rows (dx and dweight, with a weight and perhaps dresidual_out) that are fp16 or bf16
+// throughout, on instruction sets that convert halves: what is exact in fp32 is computed there,
+// twice as many columns a vector, and widened once instead of three times. The bits are those of
+// fp64, backward.inl.h's. Included inside the isa file's namespace.
 //
 // Sums. dy * x has 16 or 22 bits: exact in fp32, but for bf16's that leave the normal range, where
 // the processor raises a flag. In fp64 it goes into both sums: times the weight into the row's, 33
@@ -20,6 +20,7 @@
 // round to one half, so does dx, by way of fp32 too: rounding keeps order. Elsewhere, one in 2^12
 // of bf16 and one in 2^11 of fp16, the 32 columns are computed in fp64, before any of them is
 // stored.
+//   dresidual_out is added to d: a rounding more, u of the sum, whose magnitude e is given too.
 //   What underflows is off by 2^-150, w * dy by a times as much: tiny, 2^-120 * max(a, 1), is more.
 // What overflows makes e infinite, and one of d - e and d + e a NaN.
 constexpr double kLeastScale = 0x1p-60, kLargestScale = 0x1p60;  // of a and b
@@ -227,8 +228,13 @@ struct HalfGradients {
     const Floats dy = load_floats<kDtype>(row.dy, col, kFloatCols, &bits);
     const Floats x = load_floats<kDtype>(row.x, col, kFloatCols, &bits);
     const Floats part = x * by.mean;
-    const Floats dx = subtract_from_product<Ops>(by.scale, weight * dy, part);
-    const Floats error = add_product(by.least, magnitude(dx) + magnitude(part), by.share);
+    Floats dx = subtract_from_product<Ops>(by.scale, weight * dy, part);
+    Floats size = magnitude(dx) + magnitude(part);
+    if (row.dresidual_out.present()) {
+      dx = dx + load_floats<kDtype>(row.dresidual_out, col, kFloatCols, &bits);
+      size = size + magnitude(dx);
+    }
+    const Floats error = add_product(by.least, size, by.share);
     if (!round_alike(dx - error, dx + error, &bits)) return false;
     store_bits<kStreams>(bits, row.dx, col, kFloatCols);
     return true;
@@ -241,7 +247,9 @@ struct HalfGradients {
         begin, end, [&](int64_t col, int64_t count) __attribute__((always_inline)) {
           const Block wdy = load<kDtype>(row.weight, col, count) * load<kDtype>(row.dy, col, count);
           const Block xhat = load<kDtype>(row.x, col, count) * scale;
-          store<kDtype, kStreams>(scale * (wdy - xhat * by), row.dx, col, count);
+          Block dx = scale * (wdy - xhat * by);
+          if (row.dresidual_out.present()) dx = dx + load<kDtype>(row.dresidual_out, col, count);
+          store<kDtype, kStreams>(dx, row.dx, col, count);
         });
   }
 
@@ -253,6 +261,7 @@ struct HalfGradients {
                            int64_t col) __attribute__((always_inline)) {
       prefetch_next<kDtype>(one.dy, col);
       prefetch_next<kDtype>(one.x, col);
+      if (one.dresidual_out.present()) prefetch_next<kDtype>(one.dresidual_out, col);
       if (!by.taken || !write_floats(one, weight, by, col))
         write_wide(one, by.rstd, by.wide_mean, col, col + kFloatCols);
     };
