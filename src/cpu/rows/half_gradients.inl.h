@@ -17,7 +17,7 @@
 // or, where rstd was an fp32 number, r = 0, only u |d| + 2.01 u |s|; fp64's own error is less than
 // 2^-50 of all these. So dx lies between d - e and d + e, where e = c (|d| + |s|) + tiny and c
 // makes up for the rounding of these two, u |d|, and of e: 2.2 u if r = 0, else 3.2 u. Where both
-// round to one half, so does dx, by way of fp32 too: rounding keeps order. Elsewhere, one in 2^12
+// round to one half, so does dx, by way of fp32 too: rounding keeps order. Elsewhere, one in 2^14
 // of bf16 and one in 2^11 of fp16, the 32 columns are computed in fp64, before any of them is
 // stored.
 //   dresidual_out is added to d: a rounding more, u of the sum, whose magnitude e is given too.
