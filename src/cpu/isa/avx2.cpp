@@ -69,9 +69,10 @@ inline void store_f16(const Block &block, char *data) {
   _mm_storeu_si128(to + 1, _mm256_cvtps_ph(narrow(block.high), _MM_FROUND_TO_NEAREST_INT));
 }
 
-inline Half widen_bfloat(__m128i bfloat) {
-  return widen(_mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(bfloat), 16)));
+inline __m256 bfloat_to_float(__m128i bfloat) {
+  return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(bfloat), 16));
 }
+inline Half widen_bfloat(__m128i bfloat) { return widen(bfloat_to_float(bfloat)); }
 
 inline Block load_bf16(const char *data) {
   const __m128i *from = reinterpret_cast<const __m128i *>(data);
@@ -128,6 +129,52 @@ inline void store_halves(const FVec &value, char *data) {
 }
 
 inline FVec round_halves(const FVec &value) { return {_mm256_cvtph_ps(to_halves(value))}; }
+
+// ---- Halves' gradients --------------------------------------------------------------------------
+
+#include "cpu/rows/flags.inl.h"
+
+struct GradientFloats {
+  static constexpr bool kPresent = true;
+
+  // 16 columns: of bf16 the even and the odd ones, which takes no shuffle.
+  template <rmsnorm_dtype_t kDtype>
+  static Two<FVec> load_lanes(const char *data) {
+    const __m128i *from = reinterpret_cast<const __m128i *>(data);
+    if constexpr (kDtype == RMSNORM_DTYPE_F16)
+      return {{_mm256_cvtph_ps(_mm_loadu_si128(from))},
+              {_mm256_cvtph_ps(_mm_loadu_si128(from + 1))}};
+    const __m256i bits = _mm256_loadu_si256(reinterpret_cast<const __m256i *>(data));
+    return {{_mm256_castsi256_ps(_mm256_slli_epi32(bits, 16))},
+            {_mm256_castsi256_ps(_mm256_and_si256(bits, _mm256_set1_epi32(-0x10000)))}};
+  }
+  // Of bf16: columns 0 to 3 and 8 to 11, and 4 to 7 and 12 to 15.
+  template <rmsnorm_dtype_t kDtype>
+  static Two<FVec> sort(const Two<FVec> &lanes) {
+    if constexpr (kDtype == RMSNORM_DTYPE_F16) return lanes;
+    return {{_mm256_unpacklo_ps(lanes.low.native, lanes.high.native)},
+            {_mm256_unpackhi_ps(lanes.low.native, lanes.high.native)}};
+  }
+  // Columns 0 to 7, or 8 to 15, of what has been sorted.
+  template <rmsnorm_dtype_t kDtype, int kPart>
+  static Two<Vec> widen(const Two<FVec> &lanes) {
+    if constexpr (kDtype == RMSNORM_DTYPE_F16)
+      return avx2::widen(kPart == 0 ? lanes.low.native : lanes.high.native);
+    return {{_mm256_cvtps_pd(_mm256_extractf128_ps(lanes.low.native, kPart))},
+            {_mm256_cvtps_pd(_mm256_extractf128_ps(lanes.high.native, kPart))}};
+  }
+  static FVec subtract_from_product(const FVec &a, const FVec &b, const FVec &c) {
+    return {_mm256_fmsub_ps(a.native, b.native, c.native)};
+  }
+  // Whether a number has been rounded that is below the normal range, or above it.
+  static bool have_left_range(const void *stored) {
+    return have_raised<kUnderflow | kOverflow>(stored);
+  }
+  static bool any(NativeBits bits) {
+    const __m256i whole = reinterpret_cast<__m256i>(bits);
+    return _mm256_testz_si256(whole, whole) == 0;
+  }
+};
 
 // ---- Past the cache -----------------------------------------------------------------------------
 

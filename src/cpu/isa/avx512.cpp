@@ -124,6 +124,8 @@ inline FVec round_halves(const FVec &value) {
   return {_mm512_maskz_cvtph_ps(0xffff, to_halves(value))};
 }
 
+#include "cpu/rows/flags.inl.h"
+
 struct FusedFloats {
   static constexpr bool kPresent = true;
 
@@ -141,16 +143,42 @@ struct FusedFloats {
                                _mm512_cmp_ps_mask(a.high.native, b.high.native, _CMP_NEQ_UQ)) != 0;
   }
 
-  // Whether any number below the normal range has been rounded since the last time, or since the
-  // task began: the processor remembers. "memory": on the way to what is stored by now.
-  static bool have_underflowed() {
-    constexpr uint32_t kUnderflow = 0x10;
-    uint32_t status;
-    __asm__ volatile("stmxcsr %0" : "=m"(status) : : "memory");
-    if (__builtin_expect((status & kUnderflow) == 0, 1)) return false;
-    status &= ~kUnderflow;
-    __asm__ volatile("ldmxcsr %0" : : "m"(status) : "memory");
-    return true;
+  // Whether any number below the normal range has been rounded.
+  static bool have_underflowed() { return have_raised<kUnderflow>(); }
+};
+
+// ---- Halves' gradients --------------------------------------------------------------------------
+
+struct GradientFloats {
+  static constexpr bool kPresent = true;
+
+  // 16 columns.
+  template <rmsnorm_dtype_t kDtype>
+  static FVec load_lanes(const char *data) {
+    const __m256i halves = _mm256_loadu_si256(reinterpret_cast<const __m256i *>(data));
+    if constexpr (kDtype == RMSNORM_DTYPE_F16) return {_mm512_maskz_cvtph_ps(0xffff, halves)};
+    const __m512i wide = _mm512_maskz_cvtepu16_epi32(0xffff, halves);
+    return {_mm512_castsi512_ps(_mm512_maskz_slli_epi32(0xffff, wide, 16))};
+  }
+  template <rmsnorm_dtype_t>
+  static FVec sort(const FVec &lanes) {
+    return lanes;
+  }
+  template <rmsnorm_dtype_t, int>
+  static Two<Vec> widen(const FVec &lanes) {
+    return {avx512::widen(_mm512_castps512_ps256(lanes.native)),
+            avx512::widen(_mm512_maskz_extractf32x8_ps(0xff, lanes.native, 1))};
+  }
+  static FVec subtract_from_product(const FVec &a, const FVec &b, const FVec &c) {
+    return {_mm512_fmsub_ps(a.native, b.native, c.native)};
+  }
+  // Whether a number has been rounded that is below the normal range, or above it.
+  static bool have_left_range(const void *stored) {
+    return have_raised<kUnderflow | kOverflow>(stored);
+  }
+  static bool any(NativeBits bits) {
+    const __m512i whole = reinterpret_cast<__m512i>(bits);
+    return _mm512_test_epi32_mask(whole, whole) != 0;
   }
 };
 

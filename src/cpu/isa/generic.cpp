@@ -45,6 +45,9 @@ inline FVec add_product(const FVec &sum, const FVec &a, const FVec &b) {
   return {sum.native + a.native * b.native};
 }
 inline NativeBits round_to_bfloat(NativeBits bits) { return plainly_rounded(bits); }
+struct GradientFloats {
+  static constexpr bool kPresent = false;
+};
 
 #include "cpu/rows/convert.inl.h"
 

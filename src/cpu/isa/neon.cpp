@@ -110,6 +110,9 @@ inline FVec add_product(const FVec &sum, const FVec &a, const FVec &b) {
                                                   reinterpret_cast<float32x4_t>(b.native)))};
 }
 inline NativeBits round_to_bfloat(NativeBits bits) { return plainly_rounded(bits); }
+struct GradientFloats {
+  static constexpr bool kPresent = false;
+};
 
 inline void load_halves(const char *data, FVec *to) {
   const uint16_t *from = reinterpret_cast<const uint16_t *>(data);

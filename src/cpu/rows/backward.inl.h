@@ -33,6 +33,10 @@ inline bool given_rstd(const Elements &element, double *rstd) {
   return !(magnitude < least || magnitude > (is_double ? __DBL_MAX__ : __FLT_MAX__));  // NaN: as is
 }
 
+constexpr bool is_half(rmsnorm_dtype_t dtype) {
+  return dtype == RMSNORM_DTYPE_F16 || dtype == RMSNORM_DTYPE_BF16;
+}
+
 // What a row needs to be written, once its sums are known.
 struct BackwardScales {
   Block scale, mean;
@@ -70,12 +74,13 @@ void backward_rows(const BackwardProblem &problem, const GradientSums &sums, int
   const bool has_dweight = kPlain || dweight != nullptr, has_dbias = !kPlain && dbias != nullptr;
   const bool writes_dx = has_dx || has_dresidual;
   // A product of three halves is exact, and one of two numbers that were fp32.
-  constexpr bool kExactTerms =
-      kPlain && (kDtype == RMSNORM_DTYPE_F16 || kDtype == RMSNORM_DTYPE_BF16);
+  constexpr bool kExactTerms = kPlain && is_half(kDtype);
   const auto add_square = [](const Block &sum, const Block &x) __attribute__((always_inline)) {
     return kDtype == RMSNORM_DTYPE_F64 ? sum + x * x : add_product(sum, x, x);
   };
-  const Block offset = broadcast(problem.weight_offset), no_weight = broadcast(1);
+  // -0 for 0: it leaves a weight of -0 as it is, as where there is no offset.
+  const Block offset = broadcast(problem.weight_offset == 0 ? -0.0 : problem.weight_offset);
+  const Block no_weight = broadcast(1);
   const auto load_weight = [&](int64_t col, int64_t count) __attribute__((always_inline)) {
     if constexpr (kPlain) return load<kDtype>(first.weight, col, count);
     return (first.weight.present() ? load<kDtype>(first.weight, col, count) : no_weight) + offset;
@@ -131,8 +136,10 @@ void backward_rows(const BackwardProblem &problem, const GradientSums &sums, int
           prefetch_next<kDtype>(row.x, col);
           if (row.dresidual_out.present()) prefetch_next<kDtype>(row.dresidual_out, col);
           const Block dy = load<kDtype>(row.dy, col, count);
-          const Block xhat = load<kDtype>(row.x, col, count) * by.scale;
-          if (has_dweight) dweight_sum = dweight_sum + dy * xhat;
+          const Block x = load<kDtype>(row.x, col, count), xhat = x * by.scale;
+          // Of halves in the order of half_gradients.inl.h.
+          if (has_dweight)
+            dweight_sum = dweight_sum + (is_half(kDtype) ? dy * x * by.scale : dy * xhat);
           if (has_dbias) dbias_sum = dbias_sum + dy;
           if (!writes_dx) return;
           Block dx = by.scale * (weight * dy - xhat * by.mean);
@@ -145,45 +152,4 @@ void backward_rows(const BackwardProblem &problem, const GradientSums &sums, int
         if (has_dweight) store_doubles(dweight_sum, at(dweight, col));
         if (has_dbias) store_doubles(dbias_sum, at(dbias, col));
       });
-}
-
-// Rows [begin, end), in pairs where no vector is per group.
-template <rmsnorm_dtype_t kDtype, bool kStreams, bool kPlain>
-void backward_rows(const BackwardProblem &problem, const GradientSums &sums, int64_t begin,
-                   int64_t end) {
-  const int64_t groups = problem.groups;
-  const bool pairs = groups == 1 || (!problem.per_group && problem.weight.group_stride == 0);
-  for (int64_t index = begin; index < end; ++index) {
-    const int64_t row = index / groups, group = index % groups;
-    const BackwardRow first = backward_elements(problem, row, group, pairs);
-    const Elements rstd = elements(problem.rstd, row, group);
-    if (!pairs || index + 1 == end) {
-      backward_rows<kDtype, false, kStreams, false>(problem, sums, group, first, rstd, first, rstd);
-      continue;
-    }
-    const int64_t next = ++index / groups, next_group = index % groups;
-    backward_rows<kDtype, true, kStreams, kPlain>(problem, sums, group, first, rstd,
-                                                  backward_elements(problem, next, next_group,
-                                                                    pairs),
-                                                  elements(problem.rstd, next, next_group));
-  }
-  if (kStreams) stream_fence();
-}
-
-template <rmsnorm_dtype_t kDtype, bool kStreams>
-void backward_rows(const BackwardProblem &problem, const GradientSums &sums, int64_t begin,
-                   int64_t end) {
-  if constexpr (kDtype != kAny)
-    if (is_plain(problem)) return backward_rows<kDtype, kStreams, true>(problem, sums, begin, end);
-  backward_rows<kDtype, kStreams, false>(problem, sums, begin, end);
-}
-
-template <rmsnorm_dtype_t kDtype>
-void backward_rows_of(const BackwardProblem &problem, const GradientSums &sums, bool streams,
-                      int64_t begin, int64_t end) {
-  const auto fits = [](const View &view) { return !view.present() || streams_to(view); };
-  if constexpr (kDtype != kAny)
-    if (streams && fits(problem.dx) && fits(problem.dresidual))
-      return backward_rows<kDtype, true>(problem, sums, begin, end);
-  backward_rows<kDtype, false>(problem, sums, begin, end);
 }

@@ -232,3 +232,33 @@ template <bool kStreams>
   if constexpr (kStreams) stream_bits(floats, data);
   else store_bits(floats, data);
 }
+
+// ---- Between two numbers ------------------------------------------------------------------------
+
+// The bits in which any of both differ.
+[[gnu::always_inline]] inline NativeBits differences(const UVec &a, const UVec &b) {
+  return a.native ^ b.native;
+}
+template <class Half>
+[[gnu::always_inline]] inline NativeBits differences(const Two<Half> &a, const Two<Half> &b) {
+  return differences(a.low, b.low) | differences(a.high, b.high);
+}
+
+// Rounded to bf16 in front, but for ties.
+[[gnu::always_inline]] inline UVec raise_bfloat(const FVec &value) {
+  return {reinterpret_cast<NativeBits>(value.native) + 0x8000u};
+}
+template <class Half>
+[[gnu::always_inline]] inline auto raise_bfloat(const Two<Half> &value) {
+  return Two<decltype(raise_bfloat(value.low))>{raise_bfloat(value.low), raise_bfloat(value.high)};
+}
+
+[[gnu::always_inline]] inline void join_bfloats(const UVec &even, const UVec &odd, UVec *to) {
+  to->native = even.native >> 16 | (odd.native & 0xffff0000u);
+}
+template <class Half, class BitsHalf>
+[[gnu::always_inline]] inline void join_bfloats(const Two<Half> &even, const Two<Half> &odd,
+                                                Two<BitsHalf> *to) {
+  join_bfloats(even.low, odd.low, &to->low);
+  join_bfloats(even.high, odd.high, &to->high);
+}

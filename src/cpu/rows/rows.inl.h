@@ -11,6 +11,8 @@
 #include "cpu/rows/half_rows.inl.h"
 #include "cpu/rows/pair_rows.inl.h"
 #include "cpu/rows/forward.inl.h"
+#include "cpu/rows/half_gradients.inl.h"
+#include "cpu/rows/backward_rows.inl.h"
 #include "cpu/rows/wide_rows.inl.h"
 #include "cpu/rows/double_rows.inl.h"
 
