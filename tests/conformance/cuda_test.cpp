@@ -145,6 +145,7 @@ TEST_F(Cuda, OverlapWithAWeightFromTwoBack) {
     void *const right = device().allocate(bytes), *const wrong = device().allocate(bytes);
     ASSERT_EQ(cudaMemcpy(right, weight, bytes, cudaMemcpyDeviceToDevice), cudaSuccess);
     ASSERT_EQ(cudaMemset(wrong, 0x40, bytes), cudaSuccess);
+    ASSERT_EQ(cudaDeviceSynchronize(), cudaSuccess);  // neither waits for the device itself
     cudaStream_t stream = nullptr;
     ASSERT_EQ(cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking), cudaSuccess);
     for (int step = 0; step < 20; ++step)
