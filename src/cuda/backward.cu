@@ -19,8 +19,8 @@ template <class T, bool kWhole, bool kPlain>
 const void *rows_kernel(int vectors) {
   if (vectors == 1) return reinterpret_cast<const void *>(backward_short<T, kWhole, kPlain>);
   if (vectors == 2) return reinterpret_cast<const void *>(backward_rows<T, 2, kWhole, kPlain>);
-  constexpr bool kAligned = kWhole && !std::is_same_v<T, AnyElement>;
-  return reinterpret_cast<const void *>(backward_rows < T, 4, kAligned, kAligned && kPlain >);
+  constexpr bool kAligned = kWhole && !std::is_same_v<T, AnyElement>, kBoth = kAligned && kPlain;
+  return reinterpret_cast<const void *>(backward_rows<T, 4, kAligned, kBoth>);
 }
 
 // Mixed dtypes are never plain.
@@ -120,7 +120,7 @@ BackwardMemory memory_of(const Plan &plan, const BackwardConfig &c, int stages, 
           c.groups,
           2 * ring_slots(ring, c.vectors, is_short ? kShortBackwardRows : 1),
           stages,
-          dweight && c.vectors != 4 ? c.vectors * plan.width : 0,  // kSumsInPartial
+          dweight && !sums_in_partial(c.vectors) ? c.vectors * plan.width : 0,
           sum_slots(c.groups, c.threads, c.cluster)};
 }
 

@@ -83,7 +83,7 @@ __global__ void __launch_bounds__(kBackwardThreads, 1)
       block_threads, true};
   double *const exact_slots = reinterpret_cast<double *>(
       sums.own - thread +
-      (kSumsInPartial<V> || a.partial == nullptr ? 0 : V * W / 4 * block_threads));
+      (sums_in_partial(V) || a.partial == nullptr ? 0 : V * W / 4 * block_threads));
   if (a.partial == nullptr) sums.own = nullptr;
   uint64_t *const barriers = reinterpret_cast<uint64_t *>(exact_slots + a.sum_slots);
   const SumsInTurn row_sums = {reinterpret_cast<float *>(barriers + 4 * groups) +
@@ -214,7 +214,7 @@ __global__ void __launch_bounds__(kBackwardThreads, 1)
     const auto partial_row = [&] {
       return a.partial + (int64_t(a.block()) * a.chunks + chunk) * a.pitch + rank * block_columns;
     };
-    if (kSumsInPartial<V> && a.partial != nullptr)
+    if (sums_in_partial(V) && a.partial != nullptr)
       sums.own = reinterpret_cast<float4 *>(partial_row() + (first - rank * block_columns));
     sums.first = true;
     do {
@@ -298,7 +298,7 @@ __global__ void __launch_bounds__(kBackwardThreads, 1)
     if (a.partial == nullptr) continue;
     const bool last = chunk + 1 == a.chunks;
     if (last) let_next_start();  // sum_partials: it waits for this kernel's end before it reads
-    if (kSumsInPartial<V>) continue;
+    if (sums_in_partial(V)) continue;
     if (groups > 1) {
       __syncwarp();  // the rows above may have parted a warp, and a barrier counts warps
       __syncthreads();

@@ -27,8 +27,7 @@ __device__ inline void write_parts(float4 *to, int step, const float (&in)[kCoun
 // Rows so long that a block has one group of threads keep their second-level sums where the partial
 // row will be: shared memory is for one more stage of the ring, without which the next row does not
 // come while this one is worked on (131072 floats .61, with it .94).
-template <int V>
-constexpr bool kSumsInPartial = V == 4;
+__host__ __device__ constexpr bool sums_in_partial(int vectors) { return vectors == 4; }
 
 // A thread's second-level sums.
 template <int V, int W>
@@ -39,8 +38,8 @@ struct BlockSums {
 
   __device__ void flush(float (&dweight)[V][W]) {
     if (own == nullptr) return;
-    const int part_step = kSumsInPartial<V> ? 1 : step;
-    const int vector_step = kSumsInPartial<V> ? 32 * W / 4 : W / 4 * step;
+    const int part_step = sums_in_partial(V) ? 1 : step;
+    const int vector_step = sums_in_partial(V) ? 32 * W / 4 : W / 4 * step;
 #pragma unroll
     for (int v = 0; v < V; ++v) {
       float4 *const to = own + v * vector_step;
