@@ -69,10 +69,9 @@ inline void store_f16(const Block &block, char *data) {
   _mm_storeu_si128(to + 1, _mm256_cvtps_ph(narrow(block.high), _MM_FROUND_TO_NEAREST_INT));
 }
 
-inline __m256 bfloat_to_float(__m128i bfloat) {
-  return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(bfloat), 16));
+inline Half widen_bfloat(__m128i bfloat) {
+  return widen(_mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(bfloat), 16)));
 }
-inline Half widen_bfloat(__m128i bfloat) { return widen(bfloat_to_float(bfloat)); }
 
 inline Block load_bf16(const char *data) {
   const __m128i *from = reinterpret_cast<const __m128i *>(data);
@@ -134,7 +133,7 @@ inline FVec round_halves(const FVec &value) { return {_mm256_cvtph_ps(to_halves(
 
 #include "cpu/rows/flags.inl.h"
 
-struct GradientFloats {
+struct GradientFloats : RangeFlags {
   static constexpr bool kPresent = true;
 
   // 16 columns: of bf16 the even and the odd ones, which takes no shuffle.
@@ -165,10 +164,6 @@ struct GradientFloats {
   }
   static FVec subtract_from_product(const FVec &a, const FVec &b, const FVec &c) {
     return {_mm256_fmsub_ps(a.native, b.native, c.native)};
-  }
-  // Whether a number has been rounded that is below the normal range, or above it.
-  static bool have_left_range(const void *stored) {
-    return have_raised<kUnderflow | kOverflow>(stored);
   }
   static bool any(NativeBits bits) {
     const __m256i whole = reinterpret_cast<__m256i>(bits);

@@ -126,7 +126,7 @@ inline FVec round_halves(const FVec &value) {
 
 #include "cpu/rows/flags.inl.h"
 
-struct FusedFloats {
+struct FusedFloats : RangeFlags {
   static constexpr bool kPresent = true;
 
   // from - a * b, and sum + a * b, rounded once.
@@ -142,14 +142,11 @@ struct FusedFloats {
     return _kortestz_mask16_u8(_mm512_cmp_ps_mask(a.low.native, b.low.native, _CMP_NEQ_UQ),
                                _mm512_cmp_ps_mask(a.high.native, b.high.native, _CMP_NEQ_UQ)) != 0;
   }
-
-  // Whether any number below the normal range has been rounded.
-  static bool have_underflowed() { return have_raised<kUnderflow>(); }
 };
 
 // ---- Halves' gradients --------------------------------------------------------------------------
 
-struct GradientFloats {
+struct GradientFloats : RangeFlags {
   static constexpr bool kPresent = true;
 
   // 16 columns.
@@ -171,10 +168,6 @@ struct GradientFloats {
   }
   static FVec subtract_from_product(const FVec &a, const FVec &b, const FVec &c) {
     return {_mm512_fmsub_ps(a.native, b.native, c.native)};
-  }
-  // Whether a number has been rounded that is below the normal range, or above it.
-  static bool have_left_range(const void *stored) {
-    return have_raised<kUnderflow | kOverflow>(stored);
   }
   static bool any(NativeBits bits) {
     const __m512i whole = reinterpret_cast<__m512i>(bits);

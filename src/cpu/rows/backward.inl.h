@@ -33,20 +33,26 @@ inline bool given_rstd(const Elements &element, double *rstd) {
   return !(magnitude < least || magnitude > (is_double ? __DBL_MAX__ : __FLT_MAX__));  // NaN: as is
 }
 
-constexpr bool is_half(rmsnorm_dtype_t dtype) {
-  return dtype == RMSNORM_DTYPE_F16 || dtype == RMSNORM_DTYPE_BF16;
-}
-
 // What a row needs to be written, once its sums are known.
 struct BackwardScales {
   Block scale, mean;
 };
 
+// mean(w * dy * xhat) of a row whose sums of w * dy * x are `products`.
+inline double gradient_mean(const Block &products, double rstd, int64_t cols) {
+  return sum_lanes(products) * rstd / static_cast<double>(cols);
+}
+
 inline BackwardScales backward_scales(const BackwardProblem &problem, bool given, double rstd,
                                       const Block &squares, const Block &products) {
   if (!given) rstd = rstd_of(squares, problem.cols, problem.eps);
-  return {broadcast(rstd),
-          broadcast(sum_lanes(products) * rstd / static_cast<double>(problem.cols))};
+  return {broadcast(rstd), broadcast(gradient_mean(products, rstd, problem.cols))};
+}
+
+// dx, but for dresidual_out.
+[[gnu::always_inline]] inline Block plain_dx(const BackwardScales &by, const Block &weight,
+                                             const Block &dy, const Block &xhat) {
+  return by.scale * (weight * dy - xhat * by.mean);
 }
 
 // What training asks for: dx and dweight, with a weight alone. Loops of its own, without a branch.
@@ -142,7 +148,7 @@ void backward_rows(const BackwardProblem &problem, const GradientSums &sums, int
             dweight_sum = dweight_sum + (is_half(kDtype) ? dy * x * by.scale : dy * xhat);
           if (has_dbias) dbias_sum = dbias_sum + dy;
           if (!writes_dx) return;
-          Block dx = by.scale * (weight * dy - xhat * by.mean);
+          Block dx = plain_dx(by, weight, dy, xhat);
           if (row.dresidual_out.present()) dx = dx + load<kDtype>(row.dresidual_out, col, count);
           if (has_dx) store<kDtype, kStreams>(dx, row.dx, col, count);
           if (has_dresidual) store<kDtype, kStreams>(dx, row.dresidual, col, count);

@@ -167,6 +167,10 @@ template <rmsnorm_dtype_t kDtype>
   return store_f16(block, buffer), load_f16(buffer);
 }
 
+constexpr bool is_half(rmsnorm_dtype_t dtype) {
+  return dtype == RMSNORM_DTYPE_F16 || dtype == RMSNORM_DTYPE_BF16;
+}
+
 // A truth that a generic lambda knows when it is compiled.
 template <bool kValue>
 struct Constant {

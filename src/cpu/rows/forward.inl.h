@@ -94,7 +94,7 @@ void forward_rows(const ForwardProblem &problem, int64_t begin, int64_t end) {
 template <rmsnorm_dtype_t kDtype, bool kAdds, bool kStreams>
 void forward_rows_of(const ForwardProblem &problem, int64_t begin, int64_t end) {
   using Exact = ExactRows<kDtype, kAdds, kStreams>;
-  if constexpr (kDtype == RMSNORM_DTYPE_F16 || kDtype == RMSNORM_DTYPE_BF16) {
+  if constexpr (is_half(kDtype)) {
     using Half = HalfRows<kDtype, kAdds, kStreams>;
     using HalfExact = ExactRows<kDtype, kAdds, false>;
     if (Half::takes(problem)) return forward_rows<Half, HalfExact>(problem, begin, end);

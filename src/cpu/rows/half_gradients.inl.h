@@ -197,8 +197,7 @@ struct HalfGradients {
     bool taken;  // else fp64 writes the row
 
     Scales(const GradientRow &row, int64_t cols)
-        : rstd(row.rstd),
-          wide_mean(sum_lanes(row.products) * row.rstd / static_cast<double>(cols)) {
+        : rstd(row.rstd), wide_mean(gradient_mean(row.products, row.rstd, cols)) {
       const double by = rstd * rstd * wide_mean, size = __builtin_fabs(by);
       taken = rstd >= kLeastScale && rstd <= kLargestScale &&
               ((size >= kLeastScale && size <= kLargestScale) || by == 0);
@@ -242,12 +241,12 @@ struct HalfGradients {
 
   [[gnu::noinline]] static void write_wide(const BackwardRow row, double rstd, double mean,
                                            int64_t begin, int64_t end) {
-    const Block scale = broadcast(rstd), by = broadcast(mean);
+    const BackwardScales by = {broadcast(rstd), broadcast(mean)};
     each_block(
         begin, end, [&](int64_t col, int64_t count) __attribute__((always_inline)) {
-          const Block wdy = load<kDtype>(row.weight, col, count) * load<kDtype>(row.dy, col, count);
-          const Block xhat = load<kDtype>(row.x, col, count) * scale;
-          Block dx = scale * (wdy - xhat * by);
+          const Block weight = load<kDtype>(row.weight, col, count);
+          const Block dy = load<kDtype>(row.dy, col, count);
+          Block dx = plain_dx(by, weight, dy, load<kDtype>(row.x, col, count) * by.scale);
           if (row.dresidual_out.present()) dx = dx + load<kDtype>(row.dresidual_out, col, count);
           store<kDtype, kStreams>(dx, row.dx, col, count);
         });
