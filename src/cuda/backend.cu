@@ -93,6 +93,7 @@ rmsnorm_status_t read_state(State *state, int32_t ordinal) {
                 state->compute_capability, lowest_compute_capability());
   RMSNORM_TRY(attribute(cudaDevAttrMultiProcessorCount, ordinal, &state->multiprocessors));
   RMSNORM_TRY(attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin, ordinal, &shared_memory));
+  RMSNORM_TRY(attribute(cudaDevAttrL2CacheSize, ordinal, &state->l2_bytes));
   RMSNORM_TRY(attribute(cudaDevAttrPageableMemoryAccess, ordinal, &pageable));
   RMSNORM_TRY(attribute(cudaDevAttrClusterLaunch, ordinal, &clusters));
   state->shared_memory = static_cast<size_t>(shared_memory);

@@ -17,16 +17,23 @@ const void *kernel_of(const ForwardConfig &config) {
   switch (config.kernel) {
     case ForwardKernel::kShort:
       if (vectors == 1) return reinterpret_cast<const void *>(forward_short<T, 1, kWhole, kAsked>);
-      if (vectors == 2) return reinterpret_cast<const void *>(forward_short<T, 2, kWhole, kAsked>);
+      if constexpr (kWhole || kAsked != Asked::kAll)  // of those, rare, the next has idle vectors
+        if (vectors == 2)
+          return reinterpret_cast<const void *>(forward_short<T, 2, kWhole, kAsked>);
       return reinterpret_cast<const void *>(forward_short<T, 3, kWhole, kAsked>);
     case ForwardKernel::kRows:
       if constexpr (kAsked == Asked::kAll) {
         return reinterpret_cast<const void *>(forward_rows<T, 4, kWhole, Asked::kAll>);
       } else {
         constexpr Asked kAdd = Asked::kPlainAdd;
-        if constexpr (kWhole)  // for_unaligned
+        if constexpr (kWhole) {  // for_unaligned
           if (config.cluster > 1)
-            return reinterpret_cast<const void *>(forward_rows<T, 2, true, kAdd, true>);
+            return reinterpret_cast<const void *>(
+                forward_rows<T, 2, true, kAdd, RowBlocks::kCluster>);
+          if (config.dense)
+            return reinterpret_cast<const void *>(
+                forward_rows<T, 4, true, kAdd, RowBlocks::kDense>);
+        }
         if (vectors < 4) return reinterpret_cast<const void *>(forward_rows<T, 2, kWhole, kAdd>);
         return reinterpret_cast<const void *>(forward_rows<T, 4, kWhole, Asked::kPlain>);
       }
@@ -82,7 +89,7 @@ struct Plan {
 };
 
 Plan plan_of(const State &state, const ForwardProblem &p) {
-  Plan plan = {row_dtype(p), 1, false, {ForwardKernel::kExact, 0, 0, 1, 1}};
+  Plan plan = {row_dtype(p), 1, false, {ForwardKernel::kExact, 0, 0, 1, 1, false}};
   if (plan.dtype == RMSNORM_DTYPE_F64) return plan;
   plan.width = plan.dtype == RMSNORM_DTYPE_F16 || plan.dtype == RMSNORM_DTYPE_BF16 ? 8 : 4;
   plan.plain = p.weight.dtype == plan.dtype && p.weight.group_stride == 0 && !p.bias.present() &&
@@ -94,9 +101,6 @@ Plan plan_of(const State &state, const ForwardProblem &p) {
   const bool adds = p.residual.present();
   plan.config = choose_forward(vectors, tasks, adds, plan.plain, state.multiprocessors,
                                state.cluster_limit, state.shared_memory);
-  // forward_rows with 4 vectors has no registers for a plain residual.
-  if (adds && plan.config.kernel == ForwardKernel::kRows && plan.config.vectors == 4)
-    plan.plain = false;
   return plan;
 }
 
@@ -132,9 +136,10 @@ rmsnorm_status_t run(const void *opaque, const ForwardProblem &p, const Launch &
   if (tasks == 0) return RMSNORM_SUCCESS;
   const Plan plan = plan_of(state, p);
   const bool whole = is_whole(p, plan.width);
-  const ForwardConfig config = whole || !plan.plain
-                                   ? plan.config
-                                   : for_unaligned(plan.config, divide_up(p.cols, plan.width));
+  const ForwardConfig config =
+      whole || !plan.plain
+          ? plan.config
+          : for_unaligned(plan.config, divide_up(p.cols, plan.width), p.residual.present());
 
   ForwardArgs args = {};
   const int64_t one_stride_groups = plan.plain ? p.groups : 1;
@@ -160,6 +165,8 @@ rmsnorm_status_t run(const void *opaque, const ForwardProblem &p, const Launch &
   }
   args.h_dtype = p.h_dtype;
   args.llama = p.llama;
+  const int64_t x_bytes = tasks * p.cols * element_size(p.x.dtype);
+  args.policy = keeps_inputs(x_bytes, state.l2_bytes) ? InputPolicy::kKeep : InputPolicy::kNone;
   args.overlap = p.overlap;
   args.cluster = uint16_t(config.cluster);
   args.vectors = config.vectors;
@@ -191,15 +198,17 @@ rmsnorm_status_t visit_forward_kernels(const KernelVisitor &visitor) {
   const struct {
     ForwardKernel kernel;
     int vectors, cluster;
-  } variants[] = {{ForwardKernel::kShort, 1, 1}, {ForwardKernel::kShort, 2, 1},
-                  {ForwardKernel::kShort, 3, 1}, {ForwardKernel::kRows, 2, 1},
-                  {ForwardKernel::kRows, 2, 2},  {ForwardKernel::kRows, 4, 1},
-                  {ForwardKernel::kLong, 0, 1}};
+    bool dense;
+  } variants[] = {{ForwardKernel::kShort, 1, 1, false}, {ForwardKernel::kShort, 2, 1, false},
+                  {ForwardKernel::kShort, 3, 1, false}, {ForwardKernel::kRows, 2, 1, false},
+                  {ForwardKernel::kRows, 2, 2, false},  {ForwardKernel::kRows, 4, 1, false},
+                  {ForwardKernel::kRows, 4, 1, true},   {ForwardKernel::kLong, 0, 1, false}};
   for (const rmsnorm_dtype_t dtype : kRowDtypes)
     for (const auto &variant : variants)
       for (const bool whole : {false, true})
         for (const bool plain : {false, true}) {
-          const ForwardConfig config = {variant.kernel, variant.vectors, 0, 1, variant.cluster};
+          const ForwardConfig config = {variant.kernel,  variant.vectors, 0, 1,
+                                        variant.cluster, variant.dense};
           RMSNORM_TRY(visitor.visit(kernel_of(dtype, config, whole, plain),
                                     variant.kernel == ForwardKernel::kLong
                                         ? KernelNeeds::kSharedMemory | KernelNeeds::kClusters

@@ -33,7 +33,8 @@ struct State {
   int compute_capability;  // 90
   bool dependent_launch;  // programmatic dependent launch: the device and the kernels' code have it
   size_t shared_memory;   // bytes that a block may have
-  int cluster_limit;      // blocks of a cluster, at most; 1: there are none
+  int l2_bytes;
+  int cluster_limit;         // blocks of a cluster, at most; 1: there are none
   bool unregistered_memory;  // the device can use any host memory
   Driver driver;
   CUdevice device;

@@ -6,6 +6,7 @@
 // of rows, so that a row's bits do not either.
 #pragma once
 
+#include <algorithm>
 #include <cstddef>
 #include <cstdint>
 
@@ -30,20 +31,29 @@ struct ForwardConfig {
   int threads;  // of a block that share a row
   int rows;     // of threads per block
   int cluster;  // blocks that share a row
+  bool dense;   // forward_rows: RowBlocks::kDense
 };
 
 constexpr int64_t kLongestRow = 4096;  // forward_long's vectors of one block
 constexpr size_t kLongReserve = 8192;  // bytes that forward_long needs besides
 
-// Lanes and vectors for a row of at most 96 vectors, so that the fewest of them are idle.
+// Whether x and residual stay in the L2 longer than y does (InputPolicy): where x alone fills it.
+// 32768x8192 250 us (258), add 497 (518). Smaller ones gain 2 % by it, which a neighbour that would
+// have found y in the L2 loses: 4096x4096 and two multiplications 51.9 us (51.0), but of 8192 rows
+// 102.6 (105.1).
+inline bool keeps_inputs(int64_t x_bytes, int l2_bytes) { return x_bytes >= l2_bytes; }
+
+// Lanes and vectors for a row of at most 96 vectors, so that the fewest of them are idle. Blocks of
+// two warps, as soon replaced as a warp is done: 262144x128 34.5 us (of eight: 35.2), fp32 69.9
+// (75.7), 2048x128 2.22 (2.35).
 inline ForwardConfig choose_short(int64_t row_vectors) {
-  ForwardConfig best = {ForwardKernel::kShort, 0, 0, 0, 1};
+  ForwardConfig best = {ForwardKernel::kShort, 0, 0, 0, 1, false};
   for (int vectors = 1; vectors <= 3; ++vectors) {
     const int lanes = round_up_to_power_of_two(divide_up(row_vectors, vectors));
     if (lanes <= 32 && (best.vectors == 0 || lanes * vectors < best.threads * best.vectors))
       best.vectors = vectors, best.threads = lanes;
   }
-  best.rows = 256 / best.threads;
+  best.rows = 64 / best.threads;
   return best;
 }
 
@@ -55,11 +65,11 @@ inline ForwardConfig choose_forward(int64_t row_vectors, int64_t tasks, bool add
   if (row_vectors <= 96) return choose_short(row_vectors);
   if (row_vectors <= 2048) {
     // 1024 to 16384 halves: .97-.98; threads fit the width, idle ones cost 1-6 %
-    ForwardConfig config = {ForwardKernel::kRows, 4, 0, 1, 1};
-    // A residual needs the registers: 16384 halves of 1000 rows 1.01 (with 4 vectors .89);
-    // 32768x4096 261 us (with 1 258), but 1x4096 1.64 (1.75). Rows that the device has room for at
-    // once are sooner done with 2: 1x4096 1.56 us (with 4 1.79, with 1 1.68), 1x8192 1.93
-    // (2.09, 2.11), 300x6144 3.98 (4.06); more rows are not: 1000x2880 5.3 (4.6)
+    ForwardConfig config = {ForwardKernel::kRows, 4, 0, 1, 1, false};
+    // A residual needs the registers: 32768x4096 261 us (with 1 258), but 1x4096 1.64 (1.75). Rows
+    // that the device has room for at once are sooner done with 2: 1x4096 1.56 us (with 4 1.79,
+    // with 1 1.68), 1x8192 1.93 (2.09, 2.11), 300x6144 3.98 (4.06); more rows are not:
+    // 1000x2880 5.3 (4.6)
     const bool few = tasks * divide_up(row_vectors, 64) * 32 <= int64_t(multiprocessors) * 1024;
     if (plain && (adds || few)) config.vectors = 2;
     // So few and so long that blocks had better share them, each of about 128 threads: 1x8192 1.78
@@ -70,6 +80,12 @@ inline ForwardConfig choose_forward(int64_t row_vectors, int64_t tasks, bool add
       while (config.cluster * 256 < row_vectors && config.cluster * 2 <= cluster_limit)
         config.cluster *= 2;
     }
+    // Of rows of these lengths ordinary blocks leave a multiprocessor up to half empty: 12288 1.03
+    // (.94), 11264 1.02 (.92), fp32 6144 1.04 (.91), but 13312 .95 (.98); add 9728 1.05 (.91),
+    // 12288 1.05 (.97), 16384 1.05 (1.04), fp32 5120 1.06 (.82), but 9216 1.04 (1.07)
+    config.dense =
+        plain && !few && row_vectors > (adds ? 1152 : 1280) && (adds || row_vectors <= 1536);
+    if (config.dense) config.vectors = 4;
     config.threads = int(divide_up(row_vectors, config.cluster * config.vectors * 32)) * 32;
     // 4096 halves: two rows a block .984, one .964. Few rows: spread them over the multiprocessors.
     if (config.vectors == 4 && config.threads <= 128 && tasks >= int64_t(multiprocessors) * 8)
@@ -78,7 +94,7 @@ inline ForwardConfig choose_forward(int64_t row_vectors, int64_t tasks, bool add
   }
   // In shared memory: 32768 halves 1.00. Beyond, blocks share a row, so that three fit a
   // multiprocessor: 65536 .98 (in one block .84), 131072 .96 (.81), 262144 .89 (.76)
-  ForwardConfig config = {ForwardKernel::kLong, 0, 0, 1, 1};
+  ForwardConfig config = {ForwardKernel::kLong, 0, 0, 1, 1, false};
   while (row_vectors > int64_t(config.cluster) * kLongestRow) config.cluster *= 2;
   // As few idle lanes as may be: 20480 .99 in 320 threads (in 512 .95), 18432 .99 in 384 (.93)
   const int64_t own = divide_up(row_vectors, config.cluster);
@@ -90,14 +106,18 @@ inline ForwardConfig choose_forward(int64_t row_vectors, int64_t tasks, bool add
     config.vectors = int(vectors), config.threads = threads;
   }
   if (config.cluster > cluster_limit || size_t(fewest) * 16 + kLongReserve > shared_memory)
-    return {ForwardKernel::kExact, 0, 0, 1, 1};
+    return {ForwardKernel::kExact, 0, 0, 1, 1, false};
   return config;
 }
 
-// The configuration of rows that are not aligned: forward_rows has no kernels of clusters for them.
-inline ForwardConfig for_unaligned(ForwardConfig config, int64_t row_vectors) {
-  if (config.kernel != ForwardKernel::kRows || config.cluster == 1) return config;
-  return {ForwardKernel::kRows, 2, int(divide_up(row_vectors, 64)) * 32, 1, 1};
+// The configuration of rows that are not aligned: forward_rows has for them no kernels of clusters
+// or dense blocks, and none of 4 vectors that adds.
+inline ForwardConfig for_unaligned(ForwardConfig config, int64_t row_vectors, bool adds) {
+  if (config.cluster == 1 && !config.dense) return config;
+  if (config.kernel != ForwardKernel::kRows) return config;
+  const int vectors = config.dense && !adds ? 4 : 2;
+  const int threads = int(divide_up(row_vectors, vectors * 32)) * 32;
+  return {ForwardKernel::kRows, vectors, threads, 1, 1, false};
 }
 
 // ---- Backward
@@ -121,9 +141,8 @@ inline BackwardConfig backward_in_cluster(int64_t row_vectors, int cluster) {
   const int64_t own = divide_up(row_vectors, cluster);
   if (own > 1024) config.vectors = 4;
   config.threads = int(divide_up(own, config.vectors * 32)) * 32;
-  while (config.groups < 1024 / own && config.groups < 15 &&
-         (config.groups + 1) * config.threads <= 512)
-    ++config.groups;
+  config.groups = int(std::min({int64_t(15), 1024 / own, int64_t(512 / config.threads)}));
+  if (config.groups < 1) config.groups = 1;
   return config;
 }
 
@@ -186,7 +205,7 @@ inline FewConfig choose_few(int64_t row_vectors, int64_t tasks, int multiprocess
   if (tasks == 0 || tasks > (row_vectors > 256 ? row_vectors * 2 : 512)) return {};
   if (tasks * row_vectors > int64_t(multiprocessors) * 3900) return {};
   FewConfig few = {backward_in_cluster(row_vectors, 1).threads, 1, 4, 0};
-  while ((few.groups + 1) * few.threads <= 256) ++few.groups;
+  if (few.threads < 256) few.groups = 256 / few.threads;
   if (divide_up(row_vectors, 4) * 4 > int64_t(multiprocessors) * 5) few.strip_vectors = 8;
   // Whole warps, with 4 rows a lane while there are so few.
   const int most = few.groups * few.threads / few.strip_vectors;

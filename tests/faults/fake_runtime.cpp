@@ -147,6 +147,7 @@ cudaError_t CUDARTAPI cudaDeviceGetAttribute(int *value, cudaDeviceAttr which, i
     case cudaDevAttrComputeCapabilityMinor: *value = machine.compute_capability % 10; break;
     case cudaDevAttrMultiProcessorCount: *value = kMultiprocessors; break;
     case cudaDevAttrMaxSharedMemoryPerBlockOptin: *value = static_cast<int>(kSharedMemory); break;
+    case cudaDevAttrL2CacheSize: *value = 50 << 20; break;
     case cudaDevAttrPageableMemoryAccess: *value = machine.pageable ? 1 : 0; break;
     case cudaDevAttrClusterLaunch: *value = machine.compute_capability >= 90 ? 1 : 0; break;
     default: expect(false, "an attribute that the fake does not know"); *value = 0;

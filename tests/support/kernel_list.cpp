@@ -32,7 +32,7 @@ void add_forward(rmsnorm_dtype_t dtype, bool whole, std::vector<Case> *list) {
   for (const int64_t vectors : {5, 32, 64, 48, 97, 600, 1500, 2500, 20000})
     // A few rows, and more than a GPU has room for at once, in so far as rows are short.
     for (const int64_t rows : {3, 600}) {
-      if (rows > 3 && vectors > 1000) continue;
+      if (rows > 3 && vectors > 1500) continue;
       const int64_t cols = cols_of(vectors, width_of(dtype), whole);
       Case plain = forward_case(rows, cols, first_of(dtype));
       Case adds = add_case(rows, cols, first_of(dtype));

@@ -51,7 +51,7 @@ __global__ void __launch_bounds__(kLongThreads, kLongBlocks)
     __syncwarp();
     announce_block();
   }
-  Row row = {task, 0, first, int(a.cols) - first, 32};
+  Row row = {task, 0, first, int(a.cols) - first, 32, a.policy};
   if (kAsked == Asked::kAll) a.tasks.locate(task, &row.r, &row.g);
   if (a.overlap) start_beside_neighbours();
 
@@ -64,7 +64,7 @@ __global__ void __launch_bounds__(kLongThreads, kLongBlocks)
     } else {
       for (int v = 0; v < vectors; ++v)
         copy_whole_vector<T>(own + v * 32, data + v * row.step() * size_of_element<T>(a.x().dtype),
-                             row.left > v * row.step(), a.x().dtype);
+                             row.left > v * row.step(), a.x().dtype, row.policy);
     }
     commit_copies();
     wait_for_copies<0>();

@@ -25,6 +25,7 @@ struct ForwardRow {
   int64_t r, g;
   int first, left;  // the thread's first column, and the columns from there on; left <= 0: none
   int lanes;        // of a warp
+  InputPolicy policy;
 
   __device__ int step() const { return lanes * W; }
   __device__ char *at(const Matrix &matrix) const {
@@ -32,7 +33,7 @@ struct ForwardRow {
   }
   // The same row from vector v on.
   __device__ ForwardRow from(int v) const {
-    return {r, g, first + v * step(), left - v * step(), lanes};
+    return {r, g, first + v * step(), left - v * step(), lanes, policy};
   }
 
   template <int V>
@@ -40,6 +41,10 @@ struct ForwardRow {
     const char *data = at(matrix);
     if constexpr (kSpans) {
       load_span<T, V>(data, left, out);
+    } else if constexpr (kWhole && !std::is_same_v<T, AnyElement>) {
+#pragma unroll
+      for (int v = 0; v < V; ++v)
+        out[v].set(read_block(data + v * step() * int(sizeof(T)), left > v * step(), policy));
     } else {
 #pragma unroll
       for (int v = 0; v < V; ++v)

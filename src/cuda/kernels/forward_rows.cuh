@@ -14,11 +14,16 @@
 namespace rmsnorm::cuda {
 namespace {
 
+// kDense: few registers, as the weight is read after the sum: three blocks of 384 threads fit a
+// multiprocessor, or two of 512 that add. kCluster: the blocks of a cluster share a row, and a
+// block has no other.
+enum class RowBlocks { kOrdinary, kDense, kCluster };
+
 // Registers of a thread, named because ptxas left alone would rather spill. 4 vectors: 64, of which
 // rows of 16384 halves have two blocks of 512 threads a multiprocessor (with 72 only one: .69,
 // .96); unaligned rows too, in spite of some spills (80: 4097 halves .68, 64: .80).
-template <int V>
-constexpr int kForwardRegisters = V == 4 ? 64 : 56;
+template <int V, RowBlocks kBlocks>
+constexpr int kForwardRegisters = V == 4 && kBlocks != RowBlocks::kDense ? 64 : 56;
 template <int V>
 constexpr int kForwardWarps = V == 4 ? 16 : 32;  // of a row, at most
 template <int V>
@@ -43,13 +48,14 @@ struct ForwardMemory {
 };
 
 // A thread's first N vectors, of V that it has a place for.
-template <class T, int V, int N, bool kWhole, Asked kAsked, bool kCluster>
+template <class T, int V, int N, bool kWhole, Asked kAsked, RowBlocks kBlocks>
 __device__ inline void forward_vectors(const ForwardArgs &a, int64_t task, const Team &team,
                                        int first, ForwardMemory &memory) {
-  ForwardRow<T, kWhole, false> row = {task, 0, first, int(a.cols) - first, 32};
+  ForwardRow<T, kWhole, false> row = {task, 0, first, int(a.cols) - first, 32, a.policy};
   if (kAsked == Asked::kAll) a.tasks.locate(task, &row.r, &row.g);
+  constexpr bool kWeightFirst = kAsked != Asked::kAll && kBlocks != RowBlocks::kDense;
   Vector<T> weight[N];
-  if (kAsked != Asked::kAll) row.load_weight(a, weight);
+  if (kWeightFirst) row.load_weight(a, weight);
   if (a.overlap) start_beside_neighbours();
 
   Vector<T> h[N];
@@ -57,10 +63,10 @@ __device__ inline void forward_vectors(const ForwardArgs &a, int64_t task, const
   SquareSum<T> part[V] = {};
 #pragma unroll
   for (int v = 0; v < N; ++v) part[v] = sum_of_squares<T>(h[v], a.h_dtype);
-  bool rare = kAsked != Asked::kAll && !weights_are_small<T, N>(weight);
+  bool rare = kWeightFirst && !weights_are_small<T, N>(weight);
   Squares<T, 1> squares = {warp_sum_of_vectors<V>(part)};
   auto *const slots = reinterpret_cast<SquareSum<T> *>(memory.slots[0]);
-  if constexpr (kCluster) {
+  if constexpr (kBlocks == RowBlocks::kCluster) {
     const MailBox<SquareSum<T>> box = {slots, &memory.barrier};
     await_blocks();
     box.send(squares.of[0], team);
@@ -71,6 +77,10 @@ __device__ inline void forward_vectors(const ForwardArgs &a, int64_t task, const
   const RowScale scale = scale_of_row<T>(a, squares.of[0]);
   if (a.rstd().data != nullptr && first == 0) store_rstd<T>(a, scale, row.r, row.g);
   if (kAsked == Asked::kAll && a.y().data == nullptr && scale.fast) return;
+  if (kBlocks == RowBlocks::kDense) {
+    row.load_weight(a, weight);
+    rare = !weights_are_small<T, N>(weight);
+  }
   rare = rare || !scale.fast;
   if (!normalise_row<T, kAsked, N>(a, row, scale, weight, h)) rare = true;
   if (__any_sync(0xffffffffu, rare))
@@ -79,10 +89,10 @@ __device__ inline void forward_vectors(const ForwardArgs &a, int64_t task, const
   row.template store<N>(a.y(), a.y().dtype, h);
 }
 
-// kCluster: the blocks of a cluster share a row, and a block has no other.
-template <class T, int V, bool kWhole, Asked kAsked, bool kCluster = false>
-__global__ void __maxnreg__(kForwardRegisters<V>)
+template <class T, int V, bool kWhole, Asked kAsked, RowBlocks kBlocks = RowBlocks::kOrdinary>
+__global__ void __maxnreg__((kForwardRegisters<V, kBlocks>))
     forward_rows(const __grid_constant__ ForwardArgs a) {
+  constexpr bool kCluster = kBlocks == RowBlocks::kCluster;
   constexpr int W = kWidth<T>;
   __shared__ ForwardMemory memory;
   const int threads = blockDim.x;
@@ -101,8 +111,8 @@ __global__ void __maxnreg__(kForwardRegisters<V>)
   if (task >= a.task_count) return;
   // Odd widths leave the last warp a few columns.
   if (!kWhole && int(a.cols) - first_of_warp <= 32 * W)
-    forward_vectors<T, V, 1, kWhole, kAsked, kCluster>(a, task, team, first, memory);
-  else forward_vectors<T, V, V, kWhole, kAsked, kCluster>(a, task, team, first, memory);
+    forward_vectors<T, V, 1, kWhole, kAsked, kBlocks>(a, task, team, first, memory);
+  else forward_vectors<T, V, V, kWhole, kAsked, kBlocks>(a, task, team, first, memory);
 }
 
 }  // namespace

@@ -39,11 +39,12 @@ struct ShortTree {
   }
 };
 
+constexpr int kShortThreads = 64;
 template <class T, int V>  // more would spill
-constexpr int kShortBlocks = V == 3 || std::is_same_v<T, float> ? 3 : 4;
+constexpr int kShortBlocks = V == 3 || std::is_same_v<T, float> ? 12 : 16;
 
 template <class T, int V, bool kWhole, Asked kAsked>
-__global__ void __launch_bounds__(256, (kShortBlocks<T, V>))
+__global__ void __launch_bounds__(kShortThreads, (kShortBlocks<T, V>))
     forward_short(const __grid_constant__ ForwardArgs a) {
   using Row = ForwardRow<T, kWhole, true>;
   constexpr int W = kWidth<T>, U = kShortRows<V, kAsked>;
@@ -56,7 +57,7 @@ __global__ void __launch_bounds__(256, (kShortBlocks<T, V>))
   for (int u = 0; u < U; ++u) {
     const int64_t own = task + u * int64_t(blockDim.y);
     const bool active = own < a.task_count;
-    rows[u] = {active ? own : 0, 0, first, active ? int(a.cols) - first : 0, lanes};
+    rows[u] = {active ? own : 0, 0, first, active ? int(a.cols) - first : 0, lanes, a.policy};
     if (kAsked == Asked::kAll && active) a.tasks.locate(own, &rows[u].r, &rows[u].g);
   }
   Vector<T> weight[V];

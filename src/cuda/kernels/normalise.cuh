@@ -27,9 +27,9 @@ struct ForwardArgs {
   char *weight_data;
   int64_t first_task, task_count, cols;
   float eps_float, inverse_cols;
-  bool overlap, llama;
+  bool overlap;
   uint16_t cluster;  // blocks that share a row
-  int vectors;       // forward_long: of a thread
+  InputPolicy policy;
   struct {
     char *data;
     int64_t stride;
@@ -39,6 +39,8 @@ struct ForwardArgs {
     rmsnorm_dtype_t dtype;
   } rest[kRowTensors], weight_rest;
   rmsnorm_dtype_t h_dtype;
+  bool llama;
+  int vectors;  // forward_long: of a thread
   Tasks tasks;
   Matrix bias;
   double eps, weight_offset;

@@ -29,7 +29,7 @@ struct Tasks {
 
   Tasks() = default;
   Tasks(int64_t task_count, int64_t group_count) : count(task_count), groups(group_count) {
-    if (count >> 31 != 0) return;
+    if (groups == 1 || count >> 31 != 0) return;
     while ((int64_t{1} << shift) < groups && shift < 31) ++shift;
     magic = uint32_t(((uint64_t{1} << (31 + shift)) + uint64_t(groups) - 1) / uint64_t(groups));
   }
