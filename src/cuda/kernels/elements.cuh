@@ -244,8 +244,9 @@ __device__ inline Vector<T> load_elements(const char *data, int valid, int size)
 
 // What the L2 does with the lines of an input, as createpolicy of sm_80 and later encodes it (and
 // libcu++'s cuda::access_property on the host): the upper 32 bits, the lower ones are 0.
-// kKeep: it is to give up others first; then what it gives up are lines of outputs, in the
-// order in which they were written, which DRAM takes best.
+// kKeep: it is to give up others first; then what it gives up are lines of outputs, in the order in
+// which they were written, which DRAM takes best. Copies to shared memory have none: nvcc 13.0
+// makes illegal instructions of some (a descriptor in an odd register).
 enum class InputPolicy : uint32_t { kNone = 0x10000000, kKeep = 0x14f00000 };
 
 __device__ inline uint64_t bits_of(InputPolicy policy) { return uint64_t(policy) << 32; }
@@ -373,22 +374,6 @@ __device__ inline void copy_whole_vector(uint4 *slot, const char *data, bool val
   const Vector<T> vector = load_vector<T, true>(data, valid ? kWidth<T> : 0, dtype);
   *slot = make_uint4(vector.word[0], vector.word[1], vector.word[2], vector.word[3]);
 #endif
-}
-
-// The same by a policy.
-template <class T>
-__device__ inline void copy_whole_vector(uint4 *slot, const char *data, bool valid,
-                                         rmsnorm_dtype_t dtype, InputPolicy policy) {
-#if __CUDA_ARCH__ >= 800
-  if (size_of_element<T>(dtype) * kWidth<T> == 16) {
-    asm volatile("cp.async.cg.shared.global.L2::cache_hint [%0], [%1], 16, %2, %3;" ::"r"(
-                     uint32_t(__cvta_generic_to_shared(slot))),
-                 "l"(data), "r"(valid ? 16 : 0), "l"(bits_of(policy))
-                 : "memory");
-    return;
-  }
-#endif
-  copy_whole_vector<T>(slot, data, valid, dtype);
 }
 
 __device__ inline void commit_copies() {

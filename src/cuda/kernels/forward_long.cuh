@@ -64,7 +64,7 @@ __global__ void __launch_bounds__(kLongThreads, kLongBlocks)
     } else {
       for (int v = 0; v < vectors; ++v)
         copy_whole_vector<T>(own + v * 32, data + v * row.step() * size_of_element<T>(a.x().dtype),
-                             row.left > v * row.step(), a.x().dtype, row.policy);
+                             row.left > v * row.step(), a.x().dtype);
     }
     commit_copies();
     wait_for_copies<0>();
