@@ -189,6 +189,9 @@ inline void stream_16_bytes(const char *from, char *to) {
 
 inline void stream_fence() { _mm_sfence(); }
 
+// A row of 4096 in the cache takes .87 of the time in fp32, .8 in halves; halves in memory .85.
+constexpr bool kKeepsSums = true;
+
 #include "cpu/rows/rows.inl.h"
 
 }  // namespace

@@ -73,6 +73,9 @@ inline void stream_f32(const Block &block, char *data) {
   stream(reinterpret_cast<NativeBits>(narrow(block.high.high)), data + 48);
 }
 
+// 128 rows of 4096 in the cache take .78 of the time in fp32, .65 in fp16, .86 in bf16.
+constexpr bool kKeepsSums = true;
+
 #include "cpu/rows/rows.inl.h"
 
 }  // namespace

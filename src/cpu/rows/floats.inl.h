@@ -90,13 +90,28 @@ template <class Half>
 }
 
 [[gnu::always_inline]] inline void narrow_bfloats(const FVec &even, const FVec &odd, UVec *to) {
-  to->native = round_bfloat(even) >> 16 | (round_bfloat(odd) & 0xffff0000u);
+  to->native = join_bfloats(round_bfloat(even), round_bfloat(odd));
 }
 template <class Half, class BitsHalf>
 [[gnu::always_inline]] inline void narrow_bfloats(const Two<Half> &even, const Two<Half> &odd,
                                                   Two<BitsHalf> *to) {
   narrow_bfloats(even.low, odd.low, &to->low);
   narrow_bfloats(even.high, odd.high, &to->high);
+}
+
+// The same of floats that are bf16, or are to be cut.
+[[gnu::always_inline]] inline void join_bfloats(const UVec &even, const UVec &odd, UVec *to) {
+  to->native = join_bfloats(even.native, odd.native);
+}
+[[gnu::always_inline]] inline void join_bfloats(const FVec &even, const FVec &odd, UVec *to) {
+  to->native = join_bfloats(reinterpret_cast<NativeBits>(even.native),
+                            reinterpret_cast<NativeBits>(odd.native));
+}
+template <class Half, class BitsHalf>
+[[gnu::always_inline]] inline void join_bfloats(const Two<Half> &even, const Two<Half> &odd,
+                                                Two<BitsHalf> *to) {
+  join_bfloats(even.low, odd.low, &to->low);
+  join_bfloats(even.high, odd.high, &to->high);
 }
 
 // Of each 16 bits the magnitude less 1, so that zeros count as the largest.
@@ -251,14 +266,4 @@ template <class Half>
 template <class Half>
 [[gnu::always_inline]] inline auto raise_bfloat(const Two<Half> &value) {
   return Two<decltype(raise_bfloat(value.low))>{raise_bfloat(value.low), raise_bfloat(value.high)};
-}
-
-[[gnu::always_inline]] inline void join_bfloats(const UVec &even, const UVec &odd, UVec *to) {
-  to->native = even.native >> 16 | (odd.native & 0xffff0000u);
-}
-template <class Half, class BitsHalf>
-[[gnu::always_inline]] inline void join_bfloats(const Two<Half> &even, const Two<Half> &odd,
-                                                Two<BitsHalf> *to) {
-  join_bfloats(even.low, odd.low, &to->low);
-  join_bfloats(even.high, odd.high, &to->high);
 }
