@@ -45,6 +45,9 @@ inline FVec add_product(const FVec &sum, const FVec &a, const FVec &b) {
   return {sum.native + a.native * b.native};
 }
 inline NativeBits round_to_bfloat(NativeBits bits) { return plainly_rounded(bits); }
+inline NativeBits narrow_to_bfloats(NativeBits even, NativeBits odd) {
+  return join_bfloats(round_to_bfloat(even), round_to_bfloat(odd));
+}
 struct GradientFloats {
   static constexpr bool kPresent = false;
 };
