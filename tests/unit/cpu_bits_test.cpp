@@ -55,6 +55,33 @@ TEST(Bits, SamePastTheCache) {
     }
 }
 
+// A fused add gives what its sums give by themselves: in rows short enough for the sums to be kept
+// and in longer ones, with both kinds of stores.
+TEST(Bits, SameAsOfTheSums) {
+  for (const RowTable *table : tables_here())
+    for (const rmsnorm_dtype_t dtype : {kF32, kF16, kBf16})
+      for (const int64_t cols : {1, 33, 4080, 4096, 4097, 8191, 8192, 8224})
+        for (const Values values :
+             {Values::kNormal, Values::kMixed, Values::kTiny, Values::kHuge, Values::kSpecial})
+          for (const int64_t stream_bytes : {int64_t{0}, INT64_MAX}) {
+            Case c = forward_case(dtype, 4, cols);
+            c.tensors.erase("bias");
+            c.tensors["x"].values = values;
+            const State state = {table, nullptr, nullptr, nullptr, stream_bytes};
+            Arrays arrays = make_arrays(c, {0, (32 - cols % 32) % 32, 0});
+            const Bits added = bits_with(c, state, arrays);
+            run(c, state, &arrays);
+            arrays["x"] = arrays["residual_out"];
+            for (const char *name : {"residual", "residual_out"}) {
+              c.tensors.erase(name);
+              arrays.erase(name);
+            }
+            const Bits plain = bits_with(c, state, arrays);
+            ASSERT_EQ(added.at("y"), plain.at("y")) << table->isa << " " << c;
+            ASSERT_EQ(added.at("rstd"), plain.at("rstd")) << table->isa << " " << c;
+          }
+}
+
 TEST(Bits, SameForEveryLayout) {
   const Layout layouts[] = {{1, 0, 0}, {3, 5, 0}, {0, 7, 1}, {13, 1, 11}};
   for (const int64_t cols : {1, 5, 16, 33, 257})

@@ -101,6 +101,9 @@ inline NativeBits round_to_bfloat(NativeBits bits) {
   return reinterpret_cast<NativeBits>(
       _mm512_mask_add_epi32(raised, is_odd, whole, _mm512_set1_epi32(0x8000)));
 }
+inline NativeBits narrow_to_bfloats(NativeBits even, NativeBits odd) {
+  return join_bfloats(round_to_bfloat(even), round_to_bfloat(odd));
+}
 
 inline void load_halves(const char *data, FVec *to) {
   to->native =
@@ -191,6 +194,8 @@ inline void stream_16_bytes(const char *from, char *to) {
 }
 
 inline void stream_fence() { _mm_sfence(); }
+
+constexpr bool kKeepsSums = false;  // not measured here
 
 #include "cpu/rows/rows.inl.h"
 

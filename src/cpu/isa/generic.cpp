@@ -45,6 +45,9 @@ inline FVec add_product(const FVec &sum, const FVec &a, const FVec &b) {
   return {sum.native + a.native * b.native};
 }
 inline NativeBits round_to_bfloat(NativeBits bits) { return plainly_rounded(bits); }
+inline NativeBits narrow_to_bfloats(NativeBits even, NativeBits odd) {
+  return join_bfloats(round_to_bfloat(even), round_to_bfloat(odd));
+}
 struct GradientFloats {
   static constexpr bool kPresent = false;
 };
@@ -72,6 +75,9 @@ inline void stream_f32(const Block &block, char *data) {
   stream(reinterpret_cast<NativeBits>(narrow(block.high.low)), data + 32);
   stream(reinterpret_cast<NativeBits>(narrow(block.high.high)), data + 48);
 }
+
+// 128 rows of 4096 in the cache take .78 of the time in fp32, .65 in fp16, .86 in bf16.
+constexpr bool kKeepsSums = true;
 
 #include "cpu/rows/rows.inl.h"
 

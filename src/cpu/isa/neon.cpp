@@ -110,6 +110,9 @@ inline FVec add_product(const FVec &sum, const FVec &a, const FVec &b) {
                                                   reinterpret_cast<float32x4_t>(b.native)))};
 }
 inline NativeBits round_to_bfloat(NativeBits bits) { return plainly_rounded(bits); }
+inline NativeBits narrow_to_bfloats(NativeBits even, NativeBits odd) {
+  return join_bfloats(round_to_bfloat(even), round_to_bfloat(odd));
+}
 struct GradientFloats {
   static constexpr bool kPresent = false;
 };
@@ -142,6 +145,8 @@ inline void stream(NativeBits bits, char *data) { __builtin_memcpy(data, &bits, 
 inline void stream_f32(const Block &block, char *data) { store_f32(block, data); }
 inline void stream_16_bytes(const char *from, char *to) { __builtin_memcpy(to, from, 16); }
 inline void stream_fence() {}
+
+constexpr bool kKeepsSums = false;  // not measured here
 
 #include "cpu/rows/rows.inl.h"
 

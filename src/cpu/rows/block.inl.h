@@ -40,6 +40,11 @@ struct Two {
   return bits + 0x7fffu + (bits >> 16 & 1u);
 }
 
+// Of floats' bits whose first 16 are a bf16: the even columns behind the odd ones.
+[[gnu::always_inline]] inline NativeBits join_bfloats(NativeBits even, NativeBits odd) {
+  return even >> 16 | (odd & 0xffff0000u);
+}
+
 [[gnu::always_inline]] inline Vec operator+(const Vec &a, const Vec &b) {
   return {a.native + b.native};
 }

@@ -8,8 +8,13 @@ inline bool is_plain(const ForwardProblem &problem) {
          !problem.bias.present();
 }
 
+// What h is: x; or x + residual, either kept from the row's reading to its writing, or made twice
+// (of long rows, and where the row may be written another way than it was read).
+enum class Sum { kNone, kKept, kTwice };
+
 struct ForwardRow {
   Elements x, residual, weight, bias, y, residual_out;
+  char *kept = nullptr;  // the sums as h's dtype has them, and zeros up to a multiple of 32 columns
 };
 
 inline ForwardRow forward_elements(const ForwardProblem &problem, int64_t row, int64_t group) {
@@ -62,10 +67,11 @@ template <rmsnorm_dtype_t kDtype>
   return plain ? x + residual : add_to_odd(x, residual);
 }
 
-template <rmsnorm_dtype_t kTheDtype, bool kAddsResidual, bool kStreamsOutput>
+template <rmsnorm_dtype_t kTheDtype, Sum kTheSum, bool kStreamsOutput>
 struct ExactRows {
   static constexpr rmsnorm_dtype_t kDtype = kTheDtype;
-  static constexpr bool kAdds = kAddsResidual, kStreams = kStreamsOutput, kExact = true;
+  static constexpr Sum kSum = kTheSum;
+  static constexpr bool kStreams = kStreamsOutput, kExact = true;
   static constexpr int64_t kStep = 2 * kLanes, kRun = kSumCols;
 
   // Two blocks at once: one sum would wait for itself.
@@ -83,13 +89,14 @@ struct ExactRows {
           no_weight(broadcast(1) + offset) {}
   };
 
-  // x, or the sum of x and residual, which goes to residual_out too where kStores. The sum of two
+  // x, or the sum of x and residual, which goes to residual_out too where kWrites. The sum of two
   // fp32 rows is made of floats and widened from memory, which is cheaper than from registers.
-  template <bool kStores>
+  template <bool kWrites>
   [[gnu::always_inline]] static Block make_h(const ForwardProblem &problem, const ForwardRow &row,
                                              int64_t col, int64_t count) {
-    if constexpr (!kAdds) return load<kDtype>(row.x, col, count);
-    const bool stores = kStores && row.residual_out.present();
+    if constexpr (kSum == Sum::kNone) return load<kDtype>(row.x, col, count);
+    if constexpr (kSum == Sum::kKept) return make_kept_h<kWrites>(row, col, count);
+    const bool stores = kWrites && row.residual_out.present();
     if constexpr (kDtype == RMSNORM_DTYPE_F32) {
       if (count == kLanes) {
         alignas(64) char sum[kLanes * sizeof(float)];
@@ -101,6 +108,25 @@ struct ExactRows {
     const Block sum = add_residual<kDtype>(row, problem.h_dtype, col, count);
     if (stores) store<kDtype, kStreams>(sum, row.residual_out, col, count);
     return round_to<kDtype>(sum, problem.h_dtype);
+  }
+
+  template <bool kWrites>
+  [[gnu::always_inline]] static Block make_kept_h(const ForwardRow &row, int64_t col,
+                                                  int64_t count) {
+    static_assert(kDtype == RMSNORM_DTYPE_F32, "halves' sums are kept by HalfRows");
+    char *const kept = row.kept + col * 4;
+    if constexpr (!kWrites) {
+      if (count == kLanes)
+        add_f32(address<kDtype>(row.x, col), address<kDtype>(row.residual, col), kept);
+      else store_f32(add_residual<kDtype>(row, kDtype, col, count), kept);
+      return load_f32(kept);
+    }
+    const Block h = load_f32(kept);
+    if (row.residual_out.present()) {
+      if (count == kLanes) copy_f32<kStreams>(kept, address<kDtype>(row.residual_out, col));
+      else store<kDtype>(h, row.residual_out, col, count);
+    }
+    return h;
   }
 
   [[gnu::always_inline]] static void read(const ForwardProblem &problem, const ForwardRow &row,

@@ -1,7 +1,7 @@
 // Thirty-two columns of halves as fp32 numbers, for the rows that half_rows.inl.h computes in fp32.
 // The isa file has defined Floats, a Two<> of vectors down to FVec, HalfBits, the halves' own bits
-// (half as large, of UVecs), round_to_bfloat, and to and from fp16: load_halves, narrow_halves,
-// store_halves, round_halves.
+// (half as large, of UVecs), to bf16 round_to_bfloat and narrow_to_bfloats, and to and from fp16
+// load_halves, narrow_halves, store_halves, round_halves.
 // Included inside its namespace.
 //
 // bf16 needs no shuffle: as 32-bit numbers the halves' bits are the odd columns in front and the
@@ -78,11 +78,9 @@ template <class BitsHalf, class Half>
   widen_bfloats(bits.high, &even->high, &odd->high);
 }
 
-[[gnu::always_inline]] inline NativeBits round_bfloat(const FVec &value) {
-  return round_to_bfloat(reinterpret_cast<NativeBits>(value.native));
-}
 [[gnu::always_inline]] inline FVec round_bfloats(const FVec &value) {
-  return {reinterpret_cast<NativeFloat>(round_bfloat(value) & 0xffff0000u)};
+  const NativeBits rounded = round_to_bfloat(reinterpret_cast<NativeBits>(value.native));
+  return {reinterpret_cast<NativeFloat>(rounded & 0xffff0000u)};
 }
 template <class Half>
 [[gnu::always_inline]] inline Two<Half> round_bfloats(const Two<Half> &value) {
@@ -90,13 +88,29 @@ template <class Half>
 }
 
 [[gnu::always_inline]] inline void narrow_bfloats(const FVec &even, const FVec &odd, UVec *to) {
-  to->native = round_bfloat(even) >> 16 | (round_bfloat(odd) & 0xffff0000u);
+  to->native = narrow_to_bfloats(reinterpret_cast<NativeBits>(even.native),
+                                 reinterpret_cast<NativeBits>(odd.native));
 }
 template <class Half, class BitsHalf>
 [[gnu::always_inline]] inline void narrow_bfloats(const Two<Half> &even, const Two<Half> &odd,
                                                   Two<BitsHalf> *to) {
   narrow_bfloats(even.low, odd.low, &to->low);
   narrow_bfloats(even.high, odd.high, &to->high);
+}
+
+// The same of floats that are bf16, or are to be cut.
+[[gnu::always_inline]] inline void join_bfloats(const UVec &even, const UVec &odd, UVec *to) {
+  to->native = join_bfloats(even.native, odd.native);
+}
+[[gnu::always_inline]] inline void join_bfloats(const FVec &even, const FVec &odd, UVec *to) {
+  to->native = join_bfloats(reinterpret_cast<NativeBits>(even.native),
+                            reinterpret_cast<NativeBits>(odd.native));
+}
+template <class Half, class BitsHalf>
+[[gnu::always_inline]] inline void join_bfloats(const Two<Half> &even, const Two<Half> &odd,
+                                                Two<BitsHalf> *to) {
+  join_bfloats(even.low, odd.low, &to->low);
+  join_bfloats(even.high, odd.high, &to->high);
 }
 
 // Of each 16 bits the magnitude less 1, so that zeros count as the largest.
@@ -251,14 +265,4 @@ template <class Half>
 template <class Half>
 [[gnu::always_inline]] inline auto raise_bfloat(const Two<Half> &value) {
   return Two<decltype(raise_bfloat(value.low))>{raise_bfloat(value.low), raise_bfloat(value.high)};
-}
-
-[[gnu::always_inline]] inline void join_bfloats(const UVec &even, const UVec &odd, UVec *to) {
-  to->native = even.native >> 16 | (odd.native & 0xffff0000u);
-}
-template <class Half, class BitsHalf>
-[[gnu::always_inline]] inline void join_bfloats(const Two<Half> &even, const Two<Half> &odd,
-                                                Two<BitsHalf> *to) {
-  join_bfloats(even.low, odd.low, &to->low);
-  join_bfloats(even.high, odd.high, &to->high);
 }

@@ -4,6 +4,29 @@
 // Nothing is written before the row's sum is known, so a row that turns out to need another path
 // starts anew. Included inside the isa file's namespace.
 
+// The sums of the row that is written and of the one that is read meanwhile, on the stack: cheaper
+// to read there, in the nearest cache, than to make again from x and residual. Which instruction
+// sets keep them, their isa files say (kKeepsSums).
+constexpr int64_t kKeptBytes = 16384, kPage = 4096;
+template <Sum kSum>
+struct KeptSums {
+  void give_place(ForwardRow *, int64_t) {}
+};
+template <>
+struct KeptSums<Sum::kKept> {
+  // Half a page from where y has its place in a page. On Zen 3 a load that follows a store past the
+  // cache waits for it if the last 12 bits of their addresses are those of one line, or nearly; a
+  // fused add takes up to five times as long where both of its outputs are met so.
+  void give_place(ForwardRow *row, int64_t index) {
+    char *const start = memory[index % 2];
+    const uintptr_t distance =
+        reinterpret_cast<uintptr_t>(row->y.data) + kPage / 2 - reinterpret_cast<uintptr_t>(start);
+    row->kept = start + distance % kPage / 64 * 64;
+  }
+
+  alignas(64) char memory[2][kKeptBytes + kPage];
+};
+
 // Writes the row `done` and reads `next`, either if asked to.
 template <class Path, bool kWrites, bool kReads, bool kPlain>
 [[gnu::always_inline]] inline void pass(const ForwardProblem &problem, const ForwardRow &done,
@@ -18,8 +41,10 @@ template <class Path, bool kWrites, bool kReads, bool kPlain>
         begin, end, [&](int64_t col, int64_t count) __attribute__((always_inline)) {
           if constexpr (kReads && kWrites) {
             prefetch_ahead<Path::kDtype, Path::kStep>(read.x, col);
-            if (Path::kAdds) prefetch_ahead<Path::kDtype, Path::kStep>(read.residual, col);
+            if (Path::kSum != Sum::kNone)
+              prefetch_ahead<Path::kDtype, Path::kStep>(read.residual, col);
           }
+          // In this order: x and y often begin at the same place in a page, and see KeptSums.
           if constexpr (kReads) Path::read(problem, read, col, count, &run);
           if constexpr (kWrites)
             Path::template write<kPlain>(problem, written, constants, col, count);
@@ -57,7 +82,9 @@ double sum_row(const ForwardProblem &problem, const ForwardRow &row) {
 template <class Path, class Exact>
 void forward_rows(const ForwardProblem &problem, int64_t begin, int64_t end) {
   int64_t row = begin / problem.groups, group = begin % problem.groups;
+  KeptSums<Path::kSum> kept;
   ForwardRow current = forward_elements(problem, row, group);
+  kept.give_place(&current, begin);
   typename Path::Sums sums;
   pass<Path, false, true>(problem, current, 0, current, &sums);
   for (int64_t index = begin; index < end; ++index) {
@@ -75,6 +102,7 @@ void forward_rows(const ForwardProblem &problem, int64_t begin, int64_t end) {
     ForwardRow next = current;
     if (more)
       next = problem.groups == 1 ? next_row(current) : forward_elements(problem, row, group);
+    kept.give_place(&next, index + 1);
     sums = typename Path::Sums();
     if (!taken) {
       pass<Exact, true, false>(problem, current, rstd, current, nullptr);
@@ -91,31 +119,41 @@ void forward_rows(const ForwardProblem &problem, int64_t begin, int64_t end) {
   if (Path::kStreams) stream_fence();
 }
 
-template <rmsnorm_dtype_t kDtype, bool kAdds, bool kStreams>
+template <rmsnorm_dtype_t kDtype, Sum kSum, bool kStreams>
 void forward_rows_of(const ForwardProblem &problem, int64_t begin, int64_t end) {
-  using Exact = ExactRows<kDtype, kAdds, kStreams>;
+  // Of rows that have been read another way.
+  constexpr Sum kAgain = kSum == Sum::kNone ? Sum::kNone : Sum::kTwice;
   if constexpr (is_half(kDtype)) {
-    using Half = HalfRows<kDtype, kAdds, kStreams>;
-    using HalfExact = ExactRows<kDtype, kAdds, false>;
-    if (Half::takes(problem)) return forward_rows<Half, HalfExact>(problem, begin, end);
-    return forward_rows<HalfExact, HalfExact>(problem, begin, end);
+    using Half = HalfRows<kDtype, kSum, kStreams>;
+    using Exact = ExactRows<kDtype, kAgain, false>;
+    if (Half::takes(problem)) return forward_rows<Half, Exact>(problem, begin, end);
+    return forward_rows<Exact, Exact>(problem, begin, end);
   } else {
     if constexpr (kDtype == RMSNORM_DTYPE_F32 && FusedFloats::kPresent) {
-      using Pairs = PairRows<FusedFloats, kAdds, kStreams>;
-      if (takes_pairs(problem)) return forward_rows<Pairs, Exact>(problem, begin, end);
+      using Pairs = PairRows<FusedFloats, kSum, kStreams>;
+      using Again = ExactRows<kDtype, kAgain, kStreams>;
+      if (takes_pairs(problem)) return forward_rows<Pairs, Again>(problem, begin, end);
     }
+    using Exact = ExactRows<kDtype, kSum, kStreams>;
     forward_rows<Exact, Exact>(problem, begin, end);
   }
 }
 
+template <rmsnorm_dtype_t kDtype, bool kStreams>
+void forward_rows_of(const ForwardProblem &problem, int64_t begin, int64_t end) {
+  if (!problem.residual.present())
+    return forward_rows_of<kDtype, Sum::kNone, kStreams>(problem, begin, end);
+  if constexpr (kDtype != kAny && kKeepsSums)
+    if (problem.cols <= kKeptBytes / (is_half(kDtype) ? 2 : 4))
+      return forward_rows_of<kDtype, Sum::kKept, kStreams>(problem, begin, end);
+  forward_rows_of<kDtype, Sum::kTwice, kStreams>(problem, begin, end);
+}
+
 template <rmsnorm_dtype_t kDtype>
 void forward_rows_of(const ForwardProblem &problem, bool streams, int64_t begin, int64_t end) {
-  const bool adds = problem.residual.present();
   if constexpr (kDtype != kAny)
     if (streams && streams_to(problem.y) &&
         (!problem.residual_out.present() || streams_to(problem.residual_out)))
-      return adds ? forward_rows_of<kDtype, true, true>(problem, begin, end)
-                  : forward_rows_of<kDtype, false, true>(problem, begin, end);
-  return adds ? forward_rows_of<kDtype, true, false>(problem, begin, end)
-              : forward_rows_of<kDtype, false, false>(problem, begin, end);
+      return forward_rows_of<kDtype, true>(problem, begin, end);
+  forward_rows_of<kDtype, false>(problem, begin, end);
 }

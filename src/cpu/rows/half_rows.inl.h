@@ -17,10 +17,11 @@ constexpr double kLeastMean = 0x1p-100, kLargestMean = 0x1p100;
 constexpr double kLargestOffset = 0x1p100;  // the sum of it and a weight stays finite
 constexpr double kLeastProduct = 0x1p-126;
 
-template <rmsnorm_dtype_t kTheDtype, bool kAddsResidual, bool kStreamsOutput>
+template <rmsnorm_dtype_t kTheDtype, Sum kTheSum, bool kStreamsOutput>
 struct HalfRows {
   static constexpr rmsnorm_dtype_t kDtype = kTheDtype;
-  static constexpr bool kAdds = kAddsResidual, kStreams = kStreamsOutput, kExact = false;
+  static constexpr Sum kSum = kTheSum;
+  static constexpr bool kStreams = kStreamsOutput, kExact = false;
   static constexpr int64_t kStep = kFloatCols, kRun = 8 * kFloatCols;
 
   struct Run {
@@ -51,19 +52,37 @@ struct HalfRows {
            static_cast<double>(static_cast<float>(offset)) == offset;
   }
 
+  // x, or the sum of x and residual. Its bits too, but for sums of fp16 that are kept, when read.
+  template <bool kWrites>
   [[gnu::always_inline]] static Floats make_h(const ForwardRow &row, int64_t col, int64_t count,
                                               HalfBits *bits) {
+    if constexpr (kSum == Sum::kKept && kWrites) {
+      load_bits(row.kept + col * 2, bits);
+      return load_floats<kDtype>(row.kept + col * 2, *bits);
+    }
     const Floats x = load_floats<kDtype>(row.x, col, count, bits);
-    if constexpr (!kAdds) return x;
+    if constexpr (kSum == Sum::kNone) return x;
     const Floats sum = x + load_floats<kDtype>(row.residual, col, count, bits);
-    *bits = narrow_floats<kDtype>(sum);
-    return round_floats<kDtype>(sum);
+    Floats h;
+    if constexpr (kSum == Sum::kKept && kDtype == RMSNORM_DTYPE_F16) {
+      store_halves(sum, row.kept + col * 2);  // and back: cheaper than between registers
+      load_halves(row.kept + col * 2, &h);
+    } else if constexpr (kSum == Sum::kKept) {
+      *bits = narrow_floats<kDtype>(sum);
+      store_bits(*bits, row.kept + col * 2);
+      widen_bfloats(*bits, &h.low, &h.high);
+    } else {
+      h = round_floats<kDtype>(sum);
+      if constexpr (kDtype == RMSNORM_DTYPE_BF16) join_bfloats(h.low, h.high, bits);
+      else *bits = narrow_floats<kDtype>(sum);
+    }
+    return h;
   }
 
   [[gnu::always_inline]] static void read(const ForwardProblem &, const ForwardRow &row,
                                           int64_t col, int64_t count, Run *run) {
     HalfBits bits;
-    const Floats h = make_h(row, col, count, &bits);
+    const Floats h = make_h<false>(row, col, count, &bits);
     if constexpr (kDtype == RMSNORM_DTYPE_F16) {
       run->squares = add_product(run->squares, h, h);
     } else {  // whose small squares are rounded
@@ -104,8 +123,8 @@ struct HalfRows {
   [[gnu::always_inline]] static void write(const ForwardProblem &problem, const ForwardRow &row,
                                            const Constants &constants, int64_t col, int64_t count) {
     HalfBits bits;
-    const Floats h = make_h(row, col, count, &bits);
-    if (kAdds && row.residual_out.present())
+    const Floats h = make_h<true>(row, col, count, &bits);
+    if (kSum != Sum::kNone && row.residual_out.present())
       store_bits<kStreams>(bits, row.residual_out, col, count);
     Floats y = h * constants.scale;
     if constexpr (kPlain) {

@@ -63,10 +63,10 @@ inline bool takes_pairs(const ForwardProblem &problem) {
          (h == nullptr || (h != x && h != problem.residual.data));
 }
 
-template <class Ops, bool kAddsResidual, bool kStreamsOutput>
-struct PairRows : ExactRows<RMSNORM_DTYPE_F32, kAddsResidual, kStreamsOutput> {
-  using Exact = ExactRows<RMSNORM_DTYPE_F32, kAddsResidual, kStreamsOutput>;
-  using Exact::kAdds, Exact::kDtype, Exact::kStep, Exact::kStreams;
+template <class Ops, Sum kTheSum, bool kStreamsOutput>
+struct PairRows : ExactRows<RMSNORM_DTYPE_F32, kTheSum, kStreamsOutput> {
+  using Exact = ExactRows<RMSNORM_DTYPE_F32, kTheSum, kStreamsOutput>;
+  using Exact::kSum, Exact::kDtype, Exact::kStep, Exact::kStreams;
   static_assert(kStep == kFloatCols, "what is written at once is one Floats");
 
   struct Constants {
@@ -88,15 +88,15 @@ struct PairRows : ExactRows<RMSNORM_DTYPE_F32, kAddsResidual, kStreamsOutput> {
   [[gnu::always_inline]] static bool write_pairs(const ForwardRow &row, const Constants &constants,
                                                  int64_t col) {
     Floats h, weight, y;
-    load_bits(address<kDtype>(row.x, col), &h);
-    if constexpr (kAdds) {
+    load_bits(kSum == Sum::kKept ? row.kept + col * 4 : address<kDtype>(row.x, col), &h);
+    if constexpr (kSum == Sum::kTwice) {
       Floats residual;
       load_bits(address<kDtype>(row.residual, col), &residual);
       h = h + residual;
     }
     load_bits(address<kDtype>(row.weight, col), &weight);
     if (!constants.pairs.multiply(h, weight, &y)) return false;
-    if (kAdds && row.residual_out.present())
+    if (kSum != Sum::kNone && row.residual_out.present())
       store_floats<kStreams>(h, address<kDtype>(row.residual_out, col));
     store_floats<kStreams>(y, address<kDtype>(row.y, col));
     return true;
