@@ -92,8 +92,8 @@ Plan plan_of(const State &state, const ForwardProblem &p) {
   Plan plan = {row_dtype(p), 1, false, {ForwardKernel::kExact, 0, 0, 1, 1, false}};
   if (plan.dtype == RMSNORM_DTYPE_F64) return plan;
   plan.width = plan.dtype == RMSNORM_DTYPE_F16 || plan.dtype == RMSNORM_DTYPE_BF16 ? 8 : 4;
-  plan.plain = p.weight.dtype == plan.dtype && p.weight.group_stride == 0 && !p.bias.present() &&
-               p.weight_offset == 0 && !p.llama;
+  plan.plain = plan.dtype != RMSNORM_DTYPE_NONE && p.weight.dtype == plan.dtype &&
+               p.weight.group_stride == 0 && !p.bias.present() && p.weight_offset == 0 && !p.llama;
   if (p.groups > 1)
     for (const View *view : {&p.x, &p.residual, &p.y, &p.residual_out, &p.rstd})
       plan.plain = plan.plain && is_one_stride(*view, p.groups);

@@ -44,6 +44,25 @@ TEST_P(MixedDtype, ResidualAndItsSum) {
           }
 }
 
+// Many short rows, few long ones, and what else the number of rows decides.
+TEST_P(MixedDtype, WithoutAWeight) {
+  const struct {
+    int64_t rows, cols;
+  } shapes[] = {{5, 64}, {300, 64}, {300, 200}, {1, 8192}, {40, 4096}, {300, 6000}, {3, 20000}};
+  for (const auto &shape : shapes)
+    for (const int64_t cols : {shape.cols, shape.cols - 1}) {
+      Case plain = forward_case(shape.rows, cols, RMSNORM_DTYPE_BF16);
+      plain[kY].dtype = RMSNORM_DTYPE_F32;
+      Case adds = add_case(shape.rows, cols, RMSNORM_DTYPE_BF16);
+      adds[kResidual].dtype = adds[kResidualOut].dtype = RMSNORM_DTYPE_F32;
+      for (Case *c : {&plain, &adds}) {
+        (*c)[kWeight].dtype = RMSNORM_DTYPE_NONE;
+        c->sampled = 64;
+        EXPECT_TRUE(conforms(device(), *c));
+      }
+    }
+}
+
 // x lies at a tie of residual_out's dtype, and residual decides it by next to nothing: one rounding
 // of the exact sum sees that, a rounding to fp32 on the way does not.
 TEST_P(MixedDtype, SumsJustBesideATie) {

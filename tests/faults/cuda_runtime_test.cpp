@@ -359,6 +359,32 @@ TEST_F(OnFake, EveryKernelIsOnTheList) {
   rmsnorm_context_destroy(context);
 }
 
+// The kernels of mixed dtypes are of one kind, which a weight that is absent does not change.
+TEST_F(OnFake, MixedDtypesWithoutAWeight) {
+  const rmsnorm_context_options_t options = options_of(0, 0);
+  rmsnorm_context_t *context = nullptr;
+  ASSERT_EQ(rmsnorm_context_create(&options, &context), RMSNORM_SUCCESS) << last_error();
+  for (const int64_t rows : {1, 40, 5000})
+    for (const int64_t cols : {64, 200, 4096, 6000, 8192, 20000}) {
+      Case c = add_case(rows, cols, RMSNORM_DTYPE_BF16);
+      c[kResidual].dtype = c[kResidualOut].dtype = RMSNORM_DTYPE_F32;
+      std::string names[2];
+      for (std::string &name : names) {
+        char text[RMSNORM_KERNEL_NAME_SIZE] = "";
+        runtime().launches.clear();
+        ASSERT_EQ(call(context, params_of(c)), RMSNORM_SUCCESS) << last_error();
+        ASSERT_EQ(query_name(context, params_of(c), text, sizeof text), RMSNORM_SUCCESS);
+        ASSERT_EQ(runtime().launches.size(), 1u);
+        const Launch &launch = runtime().launches[0];
+        name = text + (", blocks " + std::to_string(launch.blocks)) + ", of a cluster " +
+               std::to_string(launch.cluster);
+        c[kWeight].dtype = RMSNORM_DTYPE_NONE;
+      }
+      EXPECT_EQ(names[0], names[1]) << c;
+    }
+  rmsnorm_context_destroy(context);
+}
+
 // OVERLAP only where the device and the kernels' code have it.
 TEST_F(OnFake, OverlapOnlyWhereItIs) {
   for (const auto &[capability, ptx, has] :

@@ -217,7 +217,7 @@ cudaError_t CUDARTAPI cudaPointerGetAttributes(cudaPointerAttributes *attributes
 cudaError_t CUDARTAPI cudaLaunchKernelExC(const cudaLaunchConfig_t *config, const void *kernel,
                                           void **arguments) {
   if (const cudaError_t error = answer("cudaLaunchKernelExC")) return error;
-  Launch launch = {kernel, current_device(), config->stream, false, 1};
+  Launch launch = {kernel, current_device(), config->stream, false, 1, config->gridDim.x};
   for (unsigned i = 0; i < config->numAttrs; ++i) {
     const cudaLaunchAttribute &attribute = config->attrs[i];
     if (attribute.id == cudaLaunchAttributeClusterDimension)

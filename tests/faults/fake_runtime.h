@@ -33,6 +33,7 @@ struct Launch {
   void *stream;
   bool overlap;
   int cluster;
+  unsigned blocks;
 };
 
 struct Runtime {
