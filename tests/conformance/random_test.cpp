@@ -1,6 +1,7 @@
 // Random calls until ten million elements of each dtype and operation have been compared
 // (RMSNORM_TEST_FULL: 10^9, about an hour on two cores for all): shapes, strides, alignments,
-// optional tensors, scalars and values. The largest errors are printed at the end.
+// optional tensors, scalars and values; and many small calls, most of mixed dtypes, for what only
+// some combination of these shows. The largest errors are printed at the end.
 #include <gtest/gtest.h>
 
 #include <algorithm>
@@ -15,7 +16,12 @@ namespace {
 
 enum class Operation { kForward, kAdd, kBackward, kGluForward, kGluBackward };
 
-constexpr int64_t kElementsOfACall = 200000;  // or so
+struct Calls {
+  int64_t elements;  // of one, or so
+  int64_t mixed;     // one in so many has a tensor of another dtype
+};
+constexpr Calls kLarge = {200000, 4}, kSmall = {6000, 1};
+constexpr int kSmallCalls = 500;
 
 bool is_glu(Operation operation) {
   return operation == Operation::kGluForward || operation == Operation::kGluBackward;
@@ -49,9 +55,9 @@ Shape draw_shape(Draw *draw, int64_t widest, int64_t elements) {
   return {std::clamp<int64_t>(elements / (groups * cols), 1, 20000), groups, cols};
 }
 
-Case draw_norm_case(Draw *drawn, Operation operation, rmsnorm_dtype_t dtype) {
+Case draw_norm_case(Draw *drawn, Operation operation, rmsnorm_dtype_t dtype, Calls calls) {
   Draw &draw = *drawn;
-  const auto [rows, groups, cols] = draw_shape(&draw, 17, kElementsOfACall);
+  const auto [rows, groups, cols] = draw_shape(&draw, 17, calls.elements);
   Case c = operation == Operation::kForward ? forward_case(rows, cols, dtype)
            : operation == Operation::kAdd   ? add_case(rows, cols, dtype)
                                             : backward_case(rows, cols, dtype);
@@ -72,18 +78,18 @@ Case draw_norm_case(Draw *drawn, Operation operation, rmsnorm_dtype_t dtype) {
     if (draw.chance(4)) c[kRstd] = {};
   }
   if (draw.chance(5)) c[kWeight] = {};
-  if (draw.chance(4) && dtype != RMSNORM_DTYPE_F64) {
-    const Name outputs[] = {kY, kDx, kWeight};
-    const Name other = draw.pick(outputs);
-    if (c.has(other)) c[other].dtype = draw.pick(kMixable);
+  if (draw.chance(calls.mixed) && dtype != RMSNORM_DTYPE_F64) {
+    const Name names[] = {kY, kDx, kWeight, kResidual, kResidualOut, kDy, kDresidualOut};
+    for (const Name other : {draw.pick(names), draw.pick(names)})
+      if (c.has(other)) c[other].dtype = draw.pick(kMixable);
   }
   return c;
 }
 
-Case draw_glu_case(Draw *drawn, Operation operation, rmsnorm_dtype_t dtype) {
+Case draw_glu_case(Draw *drawn, Operation operation, rmsnorm_dtype_t dtype, Calls calls) {
   Draw &draw = *drawn;
   // Each element of rows so wide is judged.
-  const auto [rows, groups, cols] = draw_shape(&draw, 12, kElementsOfACall);
+  const auto [rows, groups, cols] = draw_shape(&draw, 12, calls.elements);
   Case c = glu_case(operation == Operation::kGluForward ? Direction::kGluForward
                                                         : Direction::kGluBackward,
                     draw.pick(kActivations), rows, cols, dtype);
@@ -91,16 +97,16 @@ Case draw_glu_case(Draw *drawn, Operation operation, rmsnorm_dtype_t dtype) {
   c.seed = draw.next();
   if (dtype != RMSNORM_DTYPE_F64)
     for (const Name name : {kDy, kGate, kUp, kY, kDgate, kDup})
-      if (c.has(name) && draw.chance(8)) c[name].dtype = draw.pick(kMixable);
+      if (c.has(name) && draw.chance(2 * calls.mixed)) c[name].dtype = draw.pick(kMixable);
   if (operation == Operation::kGluBackward && draw.chance(4))
     c[draw.chance(2) ? kDgate : kDup] = {};
   return c;
 }
 
-Case draw_case(Operation operation, rmsnorm_dtype_t dtype, uint64_t seed) {
+Case draw_case(Operation operation, rmsnorm_dtype_t dtype, Calls calls, uint64_t seed) {
   Draw draw(seed);
-  Case c = is_glu(operation) ? draw_glu_case(&draw, operation, dtype)
-                             : draw_norm_case(&draw, operation, dtype);
+  Case c = is_glu(operation) ? draw_glu_case(&draw, operation, dtype, calls)
+                             : draw_norm_case(&draw, operation, dtype, calls);
   constexpr Pattern kValues[] = {Pattern::kNormal, Pattern::kWide, Pattern::kRows};
   c.estimated = true;
   const bool apart = draw.chance(2);
@@ -133,10 +139,20 @@ TEST_P(Random, Elements) {
   const int64_t wanted = full_run() ? 1000000000 : 10000000;
   int64_t compared = 0;
   for (uint64_t seed = 1; compared < wanted; ++seed) {
-    const Case c = draw_case(operation, dtype, mix(static_cast<uint64_t>(dtype), seed));
+    const Case c = draw_case(operation, dtype, kLarge, mix(static_cast<uint64_t>(dtype), seed));
     ASSERT_TRUE(conforms(*device, c));
     compared += elements_of(c);
   }
+}
+
+TEST_P(Random, SmallCalls) {
+  const auto &[type, dtype, operation] = GetParam();
+  Device *device = nullptr;
+  require_device(type, &device);
+  if (IsSkipped()) return;
+  for (uint64_t seed = 1; seed <= kSmallCalls; ++seed)
+    ASSERT_TRUE(conforms(*device, draw_case(operation, dtype, kSmall,
+                                            mix(static_cast<uint64_t>(dtype), ~seed))));
 }
 
 std::string name_of(const testing::TestParamInfo<Parameter> &tested) {
