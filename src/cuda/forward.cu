@@ -17,7 +17,8 @@ const void *kernel_of(const ForwardConfig &config) {
   switch (config.kernel) {
     case ForwardKernel::kShort:
       if (vectors == 1) return reinterpret_cast<const void *>(forward_short<T, 1, kWhole, kAsked>);
-      if constexpr (kWhole || kAsked != Asked::kAll)  // of those, rare, the next has idle vectors
+      // Unaligned rows that are not plain are rare: one of 3 vectors takes them, the third idle.
+      if constexpr (kWhole || kAsked != Asked::kAll)
         if (vectors == 2)
           return reinterpret_cast<const void *>(forward_short<T, 2, kWhole, kAsked>);
       return reinterpret_cast<const void *>(forward_short<T, 3, kWhole, kAsked>);

@@ -251,7 +251,8 @@ enum class InputPolicy : uint32_t { kNone = 0x10000000, kKeep = 0x14f00000 };
 
 __device__ inline uint64_t bits_of(InputPolicy policy) { return uint64_t(policy) << 32; }
 
-// 16 bytes of an input, zeros if it is not `valid`. One instruction, so that nothing branches.
+// 16 bytes of an input, zeros if it is not `valid`. The load has the predicate
+// itself: an asm of several instructions under an `if` would become a branch.
 __device__ inline uint4 read_block(const char *data, bool valid, InputPolicy policy) {
   uint4 block = {0, 0, 0, 0};
 #if __CUDA_ARCH__ >= 800
